@@ -1,0 +1,1 @@
+"""mllt: mutual learning for long-tailed recognition."""

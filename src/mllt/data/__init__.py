@@ -1,0 +1,1 @@
+"""Data modules that build long-tailed splits."""

@@ -1,0 +1,217 @@
+"""`LongTailedDataModule`: what all data modules share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mllt.data.order import EpochOrder, EvaluationSampler, GlobalBatchSampler, per_class_split
+from mllt.data.sources import Batch, ImageDataset, ImageSource, Transform, count_classes
+from mllt.errors import ArgumentError, DataError, check_bool, check_integer, check_number, name_some
+from mllt.longtail import imbalance_factor, shot_groups
+
+
+@dataclass
+class Splits:
+    """What a data module is made of: the images of each split and the names of the classes."""
+
+    train: ImageSource
+    test: ImageSource
+    class_names: list[str]
+    val: ImageSource | None = None
+
+
+class LongTailedDataModule(L.LightningDataModule):
+    """Long-tailed training images, their test images, and what is known of the tail.
+
+    A subclass implements `load_splits`, `train_transform`, `eval_transform` and `preprocessing`. After `setup` the
+    module tells `class_counts` (int64 `(C,)`, of the training images only), `class_names`, `num_classes`, and
+    `summary()`.
+
+    Args:
+        batch_size: the *global* batch size: over all devices and accumulated steps together.
+        eval_batch_size: images per evaluation batch on one device; None: `batch_size`.
+        num_workers: loader processes per device; the batches are the same for any number.
+        seed: what the order and the augmentation follow from.
+        val_fraction: share of every class's training images held out for validation, in 0 .. 0.9 (at least one image
+            of each class stays). Only for data without a validation split of its own.
+        drop_last: leave out an epoch's last batch when it is smaller than the others.
+        shuffle: a new order every epoch; without it, the order of the source.
+        augment: whether training images are augmented.
+    """
+
+    #: how the data set is called in print
+    title = "images"
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_fraction: float = 0.0,
+        drop_last: bool = False,
+        shuffle: bool = True,
+        augment: bool = True,
+    ) -> None:
+        super().__init__()
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.eval_batch_size = check_integer("eval_batch_size", batch_size if eval_batch_size is None else eval_batch_size, 1)
+        self.num_workers = check_integer("num_workers", num_workers, 0)
+        self.seed = check_integer("seed", seed)
+        self.val_fraction = check_number("val_fraction", val_fraction, 0, 0.9)
+        self.drop_last = check_bool("drop_last", drop_last)
+        self.shuffle = check_bool("shuffle", shuffle)
+        self.augment = check_bool("augment", augment)
+        self._splits: Splits | None = None
+
+    # -------------------------------------------------------------------------------------------- for subclasses
+
+    @abstractmethod
+    def load_splits(self) -> Splits:
+        """Find the images and labels of every split. Called once, in every process."""
+
+    @abstractmethod
+    def train_transform(self) -> Transform:
+        """The augmenting transform of training images."""
+
+    @abstractmethod
+    def eval_transform(self) -> Transform:
+        """The fixed transform of validation and test images."""
+
+    @property
+    @abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """How to bring any picture into the form the network was trained on: `mllt.data.images.eval_pipeline` takes it.
+
+        Plain values: "size" (pixels, the square the network sees), "resize" (pixels of the short side before the
+        central crop; None: straight to `size` x `size`), "mean" and "std" (three numbers each, in 0 .. 1).
+        """
+
+    # ------------------------------------------------------------------------------------------------ what it tells
+
+    @property
+    def splits(self) -> Splits:
+        """The loaded splits; loads them on first use."""
+        self.setup()
+        return self._splits  # type: ignore[return-value]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each class, in label order."""
+        return self.splits.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of classes."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Training images per class, int64 `(C,)`."""
+        return count_classes(self.splits.train.labels, self.num_classes)
+
+    def summary(self, many_above: int = 100, few_below: int = 20) -> str:
+        """The tail in a few words: images, classes, largest and smallest class, imbalance factor, classes per group."""
+        counts = self.class_counts
+        groups = shot_groups(counts, many_above, few_below)
+        splits = self.splits
+        val = f"{len(splits.val):,} validation images" if splits.val is not None else "no validation split"
+        return (
+            f"{self.title}: {int(counts.sum()):,} training images in {self.num_classes:,} classes, "
+            f"{int(counts.max()):,} to {int(counts.min()):,} per class (imbalance factor {imbalance_factor(counts):.4g}); "
+            + " / ".join(f"{int(mask.sum()):,} {name}" for name, mask in groups.items())
+            + f"-shot classes; {len(splits.test):,} test images, {val}"
+        )
+
+    # --------------------------------------------------------------------------------------------- Lightning's side
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits, hold out validation images when asked to, and check the whole."""
+        if self._splits is not None:
+            return
+        splits = self.load_splits()
+        if self.val_fraction:
+            if splits.val is not None:
+                raise ArgumentError(f"{self.title} has a validation split of its own: set `val_fraction` to 0.")
+            kept, held_out = per_class_split(splits.train.labels, self.val_fraction, self.seed)
+            splits.train, splits.val = splits.train.subset(kept), splits.train.subset(held_out)
+        self._check(splits)
+        self._splits = splits
+
+    def _check(self, splits: Splits) -> None:
+        for split, source in (("training", splits.train), ("validation", splits.val), ("test", splits.test)):
+            if source is None:
+                continue
+            if not len(source):
+                raise DataError(f"{self.title}: expected {split} images, but there are none.")
+            bad = np.flatnonzero((source.labels < 0) | (source.labels >= len(splits.class_names)))
+            if len(bad):
+                some = name_some([f"{source.name_of(int(i))}: {int(source.labels[i])}" for i in bad[:5]])
+                raise DataError(
+                    f"{self.title}: expected labels in 0 .. {len(splits.class_names) - 1} ({len(splits.class_names)} class "
+                    f"names), but {len(bad)} {split} labels are outside: {some}."
+                )
+        counts = count_classes(splits.train.labels, len(splits.class_names))
+        empty = [splits.class_names[i] for i in (counts == 0).nonzero().flatten().tolist()]
+        if empty:
+            raise DataError(
+                f"{self.title}: expected every class to have a training image, but {len(empty)} of {len(counts)} have none: "
+                f"{name_some(empty)}. Give them images, or leave them out of the class names."
+            )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """This device's shares of the global batches."""
+        source = self.splits.train
+        world, rank, accumulate = self._layout()
+        sampler = GlobalBatchSampler(
+            EpochOrder(len(source), self.seed, shuffle=self.shuffle),
+            len(source),
+            self.batch_size,
+            num_replicas=world,
+            rank=rank,
+            accumulate=accumulate,
+            drop_last=self.drop_last,
+        )
+        transform = self.train_transform() if self.augment else self.eval_transform()
+        return self._loader(ImageDataset(source, transform, self.seed), sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Validation images, each once over all devices; an empty list where there are none."""
+        return [] if self.splits.val is None else self._eval_loader(self.splits.val)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test images, each once over all devices."""
+        return self._eval_loader(self.splits.test)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test images."""
+        return self.test_dataloader()
+
+    def _layout(self) -> tuple[int, int, int]:
+        """Number of devices, this one's rank, and accumulated steps: from the trainer, or one of each."""
+        if self.trainer is None:
+            return 1, 0, 1
+        return self.trainer.world_size, self.trainer.global_rank, self.trainer.accumulate_grad_batches
+
+    def _eval_loader(self, source: ImageSource) -> DataLoader[Batch]:
+        world, rank, _ = self._layout()
+        sampler = EvaluationSampler(len(source), self.eval_batch_size, num_replicas=world, rank=rank)
+        return self._loader(ImageDataset(source, self.eval_transform(), self.seed), sampler)
+
+    def _loader(self, dataset: ImageDataset, sampler: Any) -> DataLoader[Batch]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            dataset,
+            batch_size=None,  # the sampler asks for whole batches
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=on_gpu,
+        )

@@ -1,0 +1,114 @@
+"""The errors of mllt, and the checks that raise them.
+
+Every error a user can cause is an `MlltError`: its message says what was expected, what came, and what to
+do. The commands print it as one line; a library user can catch it by kind (each is also the built-in error that
+fits, so `except ValueError` works too).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class MlltError(Exception):
+    """Base of all errors that mllt raises on purpose."""
+
+
+class ArgumentError(MlltError, ValueError):
+    """An argument or setting is of the wrong type, out of range, or does not fit another one."""
+
+
+class DataError(MlltError, ValueError):
+    """Data is missing, unreadable, or contradicts itself."""
+
+
+class CheckpointError(MlltError, ValueError):
+    """A checkpoint is missing, damaged, or not one of ours."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped word: the closest known one, if any is close, and the list of all.
+
+    >>> did_you_mean("resnet23", ["resnet20", "resnet32"])
+    "Did you mean 'resnet32'? Known: resnet20, resnet32."
+    >>> did_you_mean("zebra", ["one", "two"])
+    'Known: one, two.'
+    """
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.55)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(names)}."
+
+
+def name_some(items: Sequence[Any], show: int = 5) -> str:
+    """The first few of many problems, and how many more there are.
+
+    >>> name_some(["a", "b", "c"], show=2)
+    "'a', 'b' and 1 more"
+    """
+    named = ", ".join(repr(item) for item in items[:show])
+    return named + (f" and {len(items) - show} more" if len(items) > show else "")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`, else raise `ArgumentError` with the closest one."""
+    choices = list(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise ArgumentError(f"Expected `{name}` to be one of {choices}, but got {value!r}. {did_you_mean(str(value), choices)}")
+    return value
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Return `value` if it is True or False, else raise `ArgumentError`."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"Expected `{name}` to be true or false, but got {value!r}.")
+    return value
+
+
+def check_integer(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
+    """Return `value` if it is a whole number within the bounds (both included), else raise `ArgumentError`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentError(f"Expected `{name}` to be a whole number{_bounds(minimum, maximum)}, but got {value!r}.")
+    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+        raise ArgumentError(f"Expected `{name}` to be a whole number{_bounds(minimum, maximum)}, but got {value}.")
+    return value
+
+
+def check_number(
+    name: str,
+    value: Any,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Return `value` as a float if it is finite and within the bounds, else raise `ArgumentError`.
+
+    `minimum` and `maximum` are included, `above` and `below` are not.
+    """
+    wanted = f"Expected `{name}` to be a number{_bounds(minimum, maximum, above, below)}, but got {value!r}."
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ArgumentError(wanted)
+    if (
+        (minimum is not None and value < minimum)
+        or (maximum is not None and value > maximum)
+        or (above is not None and value <= above)
+        or (below is not None and value >= below)
+    ):
+        raise ArgumentError(wanted)
+    return float(value)
+
+
+def _bounds(
+    minimum: float | None = None, maximum: float | None = None, above: float | None = None, below: float | None = None
+) -> str:
+    parts = [
+        f"{word} {bound}"
+        for word, bound in (("of at least", minimum), ("of at most", maximum), ("above", above), ("below", below))
+        if bound is not None
+    ]
+    return " " + " and ".join(parts) if parts else ""

@@ -1,0 +1,1 @@
+"""Metrics of long-tailed recognition."""

@@ -1,0 +1,1 @@
+"""Reduced-dimension experts on a shared trunk."""
