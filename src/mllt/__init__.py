@@ -1,1 +1,78 @@
-"""mllt: mutual learning for long-tailed recognition."""
+"""mllt: mutual learning for long-tailed recognition.
+
+    from mllt import MutualLTModule
+
+What is named here is loaded on first use, so that `import mllt` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mllt.version import __version__
+
+if TYPE_CHECKING:
+    from mllt.data import (
+        CIFAR10LT as CIFAR10LT,
+    )
+    from mllt.data import (
+        CIFAR100LT as CIFAR100LT,
+    )
+    from mllt.data import (
+        DigitsLT as DigitsLT,
+    )
+    from mllt.data import (
+        LongTailedDataModule as LongTailedDataModule,
+    )
+    from mllt.longtail import compensate as compensate
+    from mllt.methods import (
+        CrossEntropyModule as CrossEntropyModule,
+    )
+    from mllt.methods import (
+        LongTailedModule as LongTailedModule,
+    )
+    from mllt.methods import (
+        MutualLTModule as MutualLTModule,
+    )
+    from mllt.methods import (
+        load_checkpoint as load_checkpoint,
+    )
+    from mllt.metrics import (
+        ExpectedCalibrationError as ExpectedCalibrationError,
+    )
+    from mllt.metrics import (
+        ShotAccuracy as ShotAccuracy,
+    )
+    from mllt.networks import build_network as build_network
+
+_WHERE = {
+    "CIFAR10LT": "mllt.data",
+    "CIFAR100LT": "mllt.data",
+    "CrossEntropyModule": "mllt.methods",
+    "DigitsLT": "mllt.data",
+    "ExpectedCalibrationError": "mllt.metrics",
+    "ImageFolderLT": "mllt.data",
+    "ImageNetLT": "mllt.data",
+    "INaturalist2018": "mllt.data",
+    "LongTailedDataModule": "mllt.data",
+    "LongTailedModule": "mllt.methods",
+    "MutualLTModule": "mllt.methods",
+    "PlacesLT": "mllt.data",
+    "ShotAccuracy": "mllt.metrics",
+    "build_network": "mllt.networks",
+    "compensate": "mllt.longtail",
+    "load_checkpoint": "mllt.methods",
+}
+
+__all__ = ["__version__", *_WHERE]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'mllt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,1 +1,6 @@
-"""What runs beside training."""
+"""What runs beside training: progress and loggers."""
+
+from mllt.callbacks.loggers import MetricsCSV, finish_loggers, tensorboard_logger, wandb_logger
+from mllt.callbacks.progress import RunProgress
+
+__all__ = ["MetricsCSV", "RunProgress", "finish_loggers", "tensorboard_logger", "wandb_logger"]

@@ -1,0 +1,63 @@
+# make demo       trains a small network on digits, from nothing: makes .venv, installs, runs
+# make test       the tests (MLLT_DATA=folder also runs those that need real data)
+# make test-all   the slow ones, too
+# make notebooks  runs every notebook
+# make lint       style, types, and who imports whom
+# make clean      removes .venv and all caches; runs/ stays
+#
+# PYTHON=python3.12 picks the Python that .venv is made with; ARGS='...' goes to the command that is run.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Stamps, written last: an install that was interrupted leaves none, and is done again.
+CREATED := $(VENV)/.created
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+INPUTS := setup.cfg pyproject.toml constraints.txt
+
+.PHONY: help demo test test-all notebooks lint clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+demo: $(INSTALLED)
+	$(BIN)/python -m mllt.train $(ARGS)
+
+test: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+notebooks: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest --nbmake notebooks $(ARGS)
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src conf tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(CREATED):
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "mllt needs Python 3.10 or newer, but PYTHON=$(PYTHON) is: $$("$(PYTHON)" --version 2>&1)."; \
+		echo "Name another: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(INSTALLED): $(CREATED) $(INPUTS)
+	@echo "Installing mllt and what it needs into $(VENV) (the first time: a few minutes, about 6 GB) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(INSTALLED_DEV): $(CREATED) $(INPUTS)
+	@echo "Installing mllt, what it needs and its tools into $(VENV) (the first time: a few minutes, about 6 GB) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $(INSTALLED) $@

@@ -1,0 +1,1 @@
+"""The command line's vocabulary (Hydra groups), installed as the package `mllt.conf`."""

@@ -1,0 +1,147 @@
+"""`RunProgress`: one line that tells how far the whole run is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mllt.errors import check_number
+
+
+class RunProgress(ProgressBar):
+    """Progress over the whole run: epoch, loss, images per second, time gone and remaining.
+
+    On a terminal a bar that moves; elsewhere (a log file, a batch system) one line per epoch. Also keeps the numbers that
+    results tell: `train_seconds` and `images_per_second` (training only, validation left out).
+
+    Args:
+        refresh_seconds: how often the bar is drawn.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.5) -> None:
+        super().__init__()
+        self.refresh_seconds = check_number("refresh_seconds", refresh_seconds, above=0)
+        self.console = Console(stderr=True)
+        self.train_seconds = 0.0
+        self.images = 0
+        self._enabled = True
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._epoch_start = self._drawn = 0.0
+        self._loss: Any = None
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second, over all devices."""
+        return self.images / self.train_seconds if self.train_seconds else 0.0
+
+    def enable(self) -> None:
+        """Show progress (the default)."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing (Lightning calls this on all ranks but the first); the numbers are kept all the same."""
+        self._enabled = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._enabled and self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+                auto_refresh=False,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=self._total(trainer), completed=trainer.global_step, rate="")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._epoch_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.images += self._images_of(batch) * trainer.world_size
+        now = time.perf_counter()
+        if self._bar is not None and now - self._drawn > self.refresh_seconds:
+            self._drawn = now
+            seconds = self.train_seconds + now - self._epoch_start
+            self._bar.update(
+                self._task,
+                completed=trainer.global_step,
+                description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{self._loss_text()}",
+                rate=f"{self.images / seconds:,.0f} images/s",
+            )
+            self._bar.refresh()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.train_seconds += time.perf_counter() - self._epoch_start
+        self._loss = trainer.callback_metrics.get("train/loss")
+        if self._enabled and self._bar is None:
+            done = trainer.current_epoch + 1
+            left = ""
+            if trainer.max_epochs and trainer.max_epochs > 0:
+                per_epoch = self.train_seconds / max(self._epochs_seen(trainer), 1)
+                left = f", {_duration(per_epoch * (trainer.max_epochs - done))} left"
+            self.console.print(
+                f"epoch {done}/{trainer.max_epochs}{self._loss_text()}, {self.images_per_second:,.0f} images/s{left}",
+                highlight=False,
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step, description=f"trained{self._loss_text()}")
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bar."""
+        self.console.print(*args)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.stop()
+            self._bar = None
+
+    def _loss_text(self) -> str:
+        return "" if self._loss is None else f", loss {float(self._loss):.3f}"
+
+    def _epochs_seen(self, trainer: L.Trainer) -> int:
+        return trainer.current_epoch + 1 - self._first_epoch
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._first_epoch = trainer.current_epoch
+
+    @staticmethod
+    def _total(trainer: L.Trainer) -> int | None:
+        steps = trainer.estimated_stepping_batches
+        return int(steps) if steps not in (-1, float("inf")) else None
+
+    @staticmethod
+    def _images_of(batch: Any) -> int:
+        weight = getattr(batch, "weight", None)
+        count = len(batch[1]) if isinstance(batch, (tuple, list)) and len(batch) > 1 else 0
+        return 0 if weight is not None and count == 1 and float(weight) == 0 else count
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as h:mm:ss.
+
+    >>> _duration(3723.4)
+    '1:02:03'
+    """
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,70 @@
+"""Reading checkpoints: with `weights_only=True`, so that a file can run no code, and with errors that help."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mllt.errors import CheckpointError
+
+#: Where `LongTailedModule` puts what is ours in a Lightning checkpoint.
+KEY = "mllt"
+#: Raised when a checkpoint's content changes meaning.
+FORMAT = 1
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint written by one of our methods.
+
+    Args:
+        path: a `.ckpt` file.
+        map_location: as in `torch.load`.
+
+    Returns:
+        Lightning's dictionary, with our part under `"mllt"`: {"format", "method", "version", "class_names",
+        "preprocessing"}.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, one that holds more than tensors and plain values, or one that is
+            not ours.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"Expected a checkpoint file, but {path} is a folder. Try {path / 'checkpoints' / 'last.ckpt'}.")
+    if not path.is_file():
+        raise CheckpointError(f"Expected a checkpoint file, but there is none at {path}.{_neighbours(path)}")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"Expected {path} to hold tensors and plain values only, but it is damaged or holds something else, which was "
+            f"not loaded: {str(error).splitlines()[0]} ({path.stat().st_size:,} bytes). Use another copy of it."
+        ) from error
+    except Exception as error:  # torch raises EOFError, KeyError, RuntimeError, ... by where the damage lies
+        raise CheckpointError(
+            f"Expected {path} to be a checkpoint, but reading it failed: {type(error).__name__}: {error} "
+            f"({path.stat().st_size:,} bytes; it may be cut off or damaged). Use another copy of it."
+        ) from error
+    return _check_ours(path, checkpoint)
+
+
+def _check_ours(path: Path, checkpoint: Any) -> dict[str, Any]:
+    ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or not isinstance(ours.get("method"), str):
+        raise CheckpointError(
+            f"Expected {path} to be a checkpoint of one of mllt's methods, but it is not: it says nothing of a method."
+        )
+    if ours.get("format") != FORMAT:
+        raise CheckpointError(
+            f"Expected {path} to be of checkpoint format {FORMAT}, but it is of format {ours.get('format')!r}, written by "
+            f"mllt {ours.get('version')!r}. Use that version."
+        )
+    return checkpoint
+
+
+def _neighbours(path: Path) -> str:
+    found = sorted(str(p) for folder in (path.parent, path.parent / "checkpoints") for p in folder.glob("*.ckpt"))
+    return f" Near it: {', '.join(found[:5])}." if found else ""

@@ -1,0 +1,177 @@
+"""The frame around the commands: Hydra, and errors as one line that says what to type instead.
+
+Light to import: `--help` and shell completion must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mllt.errors import ArgumentError, MlltError, did_you_mean
+
+CONFIG_MODULE = "mllt.conf"
+_STAMP = "MLLT_RUN_STAMP"
+_TRACE = "HYDRA_FULL_ERROR"
+
+
+def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
+    """Run a command under Hydra; a user's mistake becomes one line on standard error and exit status 2.
+
+    `HYDRA_FULL_ERROR=1` shows the whole traceback instead. Errors that are not the user's keep theirs.
+
+    Returns:
+        What the task returned; None for a sweep, `--help` and the like.
+    """
+    # One time for the whole command: the processes of a distributed run inherit it, and so share the folder.
+    os.environ.setdefault(_STAMP, datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    _register_resolvers()
+    wants_trace = os.environ.get(_TRACE, "0") not in ("", "0")
+    os.environ[_TRACE] = "1"  # or Hydra prints its own message and exits before we can say anything better
+    returned: list[Any] = []  # hydra.main keeps it to itself
+    wrapped = _checked(task, config_name, returned)
+    try:
+        hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=config_name)(wrapped)()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except (MlltError, HydraException, OmegaConfBaseException) as error:
+        if wants_trace:
+            raise
+        print(f"Error: {_explain(error, config_name)}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if not wants_trace:
+            os.environ.pop(_TRACE, None)
+    return returned[0] if len(returned) == 1 else None
+
+
+def _register_resolvers() -> None:
+    def folder(explicit: str | None, *parts: str) -> str:
+        return str(explicit) if explicit else "/".join([*parts, os.environ[_STAMP]])
+
+    OmegaConf.register_new_resolver("mllt.folder", folder, replace=True)
+    OmegaConf.register_new_resolver("mllt.slug", lambda text: re.sub(r"[^\w.=,+-]+", "-", str(text))[:150], replace=True)
+
+
+def _checked(task: Callable[[DictConfig], Any], config_name: str, returned: list[Any]) -> Callable[[DictConfig], Any]:
+    """The task behind a check of the overrides' types; what it returns is also put into `returned`."""
+
+    def checked(config: DictConfig) -> Any:
+        check_override_types(config_name, list(HydraConfig.get().overrides.task), HydraConfig.get().runtime.choices)
+        returned.append(task(config))
+        return returned[-1]
+
+    return checked
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Overrides of the wrong type
+
+
+def check_override_types(config_name: str, overrides: list[str], groups: Mapping[str, Any]) -> None:
+    """Raise `ArgumentError` for a value of another type than the setting's default (a default of null takes any)."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    choices = [o.input_line for o in parsed if o.key_or_group in groups and o.input_line]
+    values = [o for o in parsed if o.key_or_group not in groups and not o.is_add() and not o.is_delete()]
+    if not values:
+        return
+    loader = GlobalHydra.instance().config_loader()
+    defaults = loader.load_configuration(config_name, overrides=choices, run_mode=RunMode.RUN)
+    for override in values:
+        default = OmegaConf.select(defaults, override.key_or_group, throw_on_missing=False)
+        _check_type(override.key_or_group, default, override.value())
+
+
+def _check_type(key: str, default: Any, value: Any) -> None:
+    if default is None or value is None or (isinstance(value, str) and "${" in value):
+        return
+    wanted = _type_name(default)
+    got = _type_name(value)
+    if wanted != got and not (wanted == "a number" and got == "a whole number") and not _lenient(key, wanted, got):
+        shown = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
+        raise ArgumentError(f"Expected `{key}` to be {wanted} (its default is {shown!r}), but got {value!r}.")
+
+
+def _lenient(key: str, wanted: str, got: str) -> bool:
+    """Settings that take several types: Lightning's, for which a text, a number or a list may all be right."""
+    several = ("trainer.devices", "trainer.precision", "trainer.deterministic", "trainer.profiler", "trainer.strategy")
+    limits = re.fullmatch(r"trainer\.limit_\w+_batches", key) is not None and "number" in got
+    # a text that looks like a number is still a text: name=2024
+    return key in several or limits or (wanted == "a text" and "number" in got) or key == "evaluation.test_prior"
+
+
+def _type_name(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int):
+        return "a whole number"
+    if isinstance(value, float):
+        return "a number"
+    if isinstance(value, (list, tuple)) or OmegaConf.is_list(value):
+        return "a list"
+    if isinstance(value, dict) or OmegaConf.is_dict(value):
+        return "a group of settings"
+    return "a text"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Errors as one line
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """What was wrong and what to type instead, in one line."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"There is no {group}={option}. {did_you_mean(option, sorted(error.options))}"
+    if isinstance(error, ConfigCompositionException):
+        wrong = re.search(r"Could not (?:override|append to config|delete from config).*?'([^'=]+)", str(error))
+        if wrong:
+            return _explain_key(wrong.group(1).split("@")[0], str(error), config_name)
+    cause = error.__cause__
+    if isinstance(cause, MlltError):  # raised while Hydra built an object
+        return str(cause)
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _explain_key(key: str, message: str, config_name: str) -> str:
+    settings, groups = _vocabulary(config_name)
+    if OmegaConf.select(settings, key) is not None:  # the key is right: the value is not
+        return " ".join(message.split())
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(settings, parent) if parent else settings
+    while node is None or not OmegaConf.is_dict(node):
+        parent, _, leaf = parent.rpartition(".")
+        node = OmegaConf.select(settings, parent) if parent else settings
+    known = [str(name) for name in node if not str(name).startswith("_")]
+    known += [] if parent else [group for group in groups if group not in known]
+    where = f"`{parent}` has no setting `{leaf}`" if parent else f"There is no setting or group `{leaf}`"
+    return f"{where} (from {key!r}). {did_you_mean(leaf, sorted(known))}"
+
+
+def _vocabulary(config_name: str) -> tuple[DictConfig, list[str]]:
+    """All settings and groups, under the groups that the command line chose as far as they exist."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        groups = [group for group in loader.list_groups("") if group not in ("hydra", "__pycache__")]
+        choices = []
+        for argument in sys.argv[1:]:
+            name, _, option = argument.partition("=")
+            if name in groups and option in loader.get_group_options(name):
+                choices.append(argument)
+        return compose(config_name, overrides=choices), groups

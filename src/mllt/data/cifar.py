@@ -1,0 +1,138 @@
+"""`CIFAR10LT` and `CIFAR100LT`: the customary long-tailed subsets of CIFAR."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from mllt.data.augment import CropFlip, Normalize
+from mllt.data.base import LongTailedDataModule, Splits
+from mllt.data.order import IntArray
+from mllt.data.sources import ArraySource, Transform, data_root
+from mllt.data.subsets import long_tailed_indices
+from mllt.errors import DataError, check_bool
+from mllt.longtail import profile_counts
+
+# CIFAR-10's statistics; the -LT literature (LDAM-DRW, RIDE, MiSLAS, BBN, LADE) uses them for CIFAR-100 too.
+MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
+
+
+class _CIFARLT(LongTailedDataModule):
+    """What the two share; see `CIFAR100LT`."""
+
+    dataset: ClassVar[type[CIFAR10]]
+    max_count: ClassVar[int]
+
+    def __init__(
+        self,
+        root: str | Path = "data",
+        profile: str = "exponential",
+        imbalance_factor: float = 100,
+        subset_seed: int = 0,
+        padding: int = 4,
+        flip: bool = True,
+        rotation: float = 0.0,
+        download: bool = False,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.root = data_root(root)
+        self.counts = profile_counts(profile, self._num_classes, self.max_count, imbalance_factor)
+        self.profile, self.imbalance_factor, self.subset_seed = profile, imbalance_factor, subset_seed
+        self.download = check_bool("download", download)
+        self._normalize = Normalize(MEAN, STD)
+        self._augment = CropFlip(self._normalize, padding, flip=flip, rotation=rotation)
+        self.title = f"{self.dataset.__name__}-LT ({profile} profile)"
+
+    @property
+    def _num_classes(self) -> int:
+        return 50_000 // self.max_count
+
+    @property
+    def train_indices(self) -> IntArray:
+        """Positions in CIFAR's official training order of the kept images (after any validation split), int64."""
+        source = self.splits.train
+        return source.rows  # type: ignore[attr-defined, no-any-return]
+
+    def prepare_data(self) -> None:
+        """Download CIFAR when asked to (once per machine)."""
+        if self.download:
+            self._read(train=True, download=True)
+
+    def load_splits(self) -> Splits:
+        train, test = self._read(train=True), self._read(train=False)
+        kept = long_tailed_indices(np.asarray(train.targets), self.counts, self.subset_seed)
+        return Splits(
+            train=ArraySource(_channels_first(train.data), train.targets, kept),
+            test=ArraySource(_channels_first(test.data), test.targets),
+            class_names=list(train.classes),
+        )
+
+    def _read(self, *, train: bool, download: bool = False) -> CIFAR10:
+        try:
+            return self.dataset(str(self.root), train=train, download=download)
+        except RuntimeError as error:  # torchvision: files missing, or their md5 is another
+            name = self.dataset.__name__
+            raise DataError(
+                f"Expected {name} (python version) under {self.root}, as the folder {self.dataset.base_folder}/, but files are "
+                f"missing or damaged. Get {self.dataset.filename} from {self.dataset.url.rpartition('/')[0]}, unpack it there, "
+                f"and point data.root at the folder that holds it; or let it be fetched: data.download=true. To check: "
+                f"md5sum {self.dataset.filename} must print {self.dataset.tgz_md5}."
+            ) from error
+
+    def train_transform(self) -> Transform:
+        return self._augment
+
+    def eval_transform(self) -> Transform:
+        return self._normalize
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        return {"size": 32, "resize": None, "mean": MEAN, "std": STD}
+
+
+class CIFAR100LT(_CIFARLT):
+    """Long-tailed CIFAR-100: up to 500 training images per class; test is the full balanced set of 10,000.
+
+    The subsets are those of LDAM-DRW's code (Cao et al., NeurIPS 2019), index for index. There is no validation split
+    in this protocol; `val_fraction` holds one out of the training images.
+
+    Args:
+        root: folder that holds `cifar-100-python/`.
+        profile: "exponential" (n_k = int(500 * (1 / imbalance_factor) ** (k / 99))) or "step".
+        imbalance_factor: largest over smallest class, at least 1; the literature uses 10, 50, 100, 200.
+        subset_seed: which images are kept; 0 is the customary choice.
+        padding, flip, rotation: augmentation, see `mllt.data.augment.CropFlip`; RIDE and SADE use rotation=15.
+        download: fetch the data when it is missing.
+        common: see `LongTailedDataModule`.
+
+    Raises:
+        ArgumentError: a setting is out of range.
+        DataError: the files are missing or damaged (at `setup`).
+
+    >>> data = CIFAR100LT("data", imbalance_factor=100)
+    >>> data.counts[0], data.counts[-1], sum(data.counts)
+    (500, 5, 10847)
+    """
+
+    dataset = CIFAR100
+    max_count = 500
+
+
+class CIFAR10LT(_CIFARLT):
+    """Long-tailed CIFAR-10: up to 5,000 training images per class. Everything else as in `CIFAR100LT`.
+
+    >>> CIFAR10LT("data", imbalance_factor=100).counts
+    [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    """
+
+    dataset = CIFAR10
+    max_count = 5_000
+
+
+def _channels_first(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

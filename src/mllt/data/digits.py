@@ -1,0 +1,81 @@
+"""`DigitsLT`: a real long-tailed set that needs no download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from mllt.data.augment import CropFlip, Normalize
+from mllt.data.base import LongTailedDataModule, Splits
+from mllt.data.order import SUBSET, permutation
+from mllt.data.sources import ArraySource, Transform
+from mllt.data.subsets import long_tailed_indices
+from mllt.longtail import profile_counts
+
+_TEST_PER_CLASS = 50
+_MAX_COUNT = 120  # of the smallest class, 174 images, 124 are left for training
+_MEAN, _STD = [0.3053] * 3, [0.3759] * 3  # of all 1,797 images
+
+
+class DigitsLT(LongTailedDataModule):
+    """Handwritten digits with a tail: scikit-learn's 1,797 real 8x8 images, 10 classes, embedded in that package.
+
+    50 images of each class, always the same, are the balanced test set; of the rest class k keeps up to 120 images
+    by the profile. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test set).
+
+    Args:
+        profile: "exponential" or "step".
+        imbalance_factor: largest over smallest class, 1 .. 120.
+        subset_seed: which training images are kept.
+        padding: pixels of the random crop; digits are not flipped.
+        rotation: largest angle in degrees of the random rotation.
+        common: see `LongTailedDataModule`.
+
+    >>> data = DigitsLT(imbalance_factor=60)
+    >>> data.setup()
+    >>> data.class_counts.tolist()
+    [120, 76, 48, 30, 19, 12, 7, 4, 3, 2]
+    """
+
+    def __init__(
+        self,
+        profile: str = "exponential",
+        imbalance_factor: float = 60,
+        subset_seed: int = 0,
+        padding: int = 1,
+        rotation: float = 0.0,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.counts = profile_counts(profile, 10, _MAX_COUNT, imbalance_factor)
+        self.subset_seed = subset_seed
+        self._normalize = Normalize(_MEAN, _STD)
+        self._augment = CropFlip(self._normalize, padding, flip=False, rotation=rotation)
+        self.title = f"Digits-LT ({profile} profile)"
+
+    def load_splits(self) -> Splits:
+        digits = load_digits()
+        grey = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
+        images = grey.unsqueeze(1).repeat(1, 3, 1, 1)
+        order = permutation(len(images), 0, SUBSET)  # one fixed split, whatever the run's seed
+        labels = digits.target[order]
+        in_test = np.zeros(len(order), dtype=bool)
+        for label in range(10):
+            in_test[np.flatnonzero(labels == label)[:_TEST_PER_CLASS]] = True
+        pool = order[~in_test]
+        kept = pool[long_tailed_indices(digits.target[pool], self.counts, self.subset_seed)]
+        everything = ArraySource(images, digits.target)
+        return Splits(everything.subset(kept), everything.subset(order[in_test]), [str(digit) for digit in range(10)])
+
+    def train_transform(self) -> Transform:
+        return self._augment
+
+    def eval_transform(self) -> Transform:
+        return self._normalize
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        return {"size": 8, "resize": None, "mean": _MEAN, "std": _STD}

@@ -1,0 +1,582 @@
+"""Data sets given by lists of files: ImageNet-LT, Places-LT, iNaturalist 2018, and the base of all file data modules.
+
+A list names one picture per line, "relative/path label", the label last: the official format of ImageNet-LT (Liu et
+al., "Large-Scale Long-Tailed Recognition in an Open World" (OLTR), CVPR 2019), which Places-LT and the customary
+iNaturalist 2018 lists share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mllt.data.augment import check_statistics
+from mllt.data.base import LongTailedDataModule, Splits
+from mllt.data.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EvalTransform,
+    FileSource,
+    PaddedCropFlip,
+    RandomResizedCropFlip,
+    check_scale,
+)
+from mllt.data.order import IntArray
+from mllt.data.sources import Transform, data_root
+from mllt.errors import ArgumentError, DataError, check_bool, check_integer, check_number, name_some
+
+INATURALIST_MEAN, INATURALIST_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Reading lists
+
+
+def read_list(path: str | Path, root: str | Path) -> FileSource:
+    """The pictures and labels of a list: "relative/path label" per line.
+
+    Paths may hold spaces; blank lines are skipped. Whether the pictures exist is not looked at: `absent_files` does.
+
+    Args:
+        path: the list.
+        root: the folder its paths start from.
+
+    Raises:
+        DataError: no such file; lines that are not a path and a whole number; paths that leave `root` or come twice.
+            All of a kind are counted, the first few named by file:line.
+    """
+    paths, labels, lines, malformed = [], [], [], []
+    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
+        fields = line.strip().rsplit(None, 1)
+        # Nine digits hold any label, and fit an int64
+        if len(fields) == 2 and fields[1].isdigit() and len(fields[1]) <= 9:
+            paths.append(fields[0])
+            labels.append(int(fields[1]))
+            lines.append(number)
+        elif fields:
+            malformed.append(f"{path}:{number}: {os.fsdecode(line.strip())}")
+    refuse("Expected each line to be a path and a label, a whole number from 0 on", malformed, "lines are not")
+    if not paths:
+        raise DataError(f"Expected {path} to name pictures, one `relative/path label` per line, but it is empty.")
+    return FileSource(check_paths(paths, lambda i: f"{path}:{lines[i]}"), labels, root)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """What is in a text file, without the byte order mark that some editors put first."""
+    try:
+        return Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def check_paths(paths: Sequence[bytes], place: Callable[[int], str]) -> NDArray[np.bytes_]:
+    """Relative paths in their shortest form; none leaves its root, none comes twice.
+
+    Args:
+        paths: relative paths.
+        place: where the i-th was found, to name it in an error.
+
+    >>> check_paths([b"./cat/1.jpg", b"cat//2.jpg"], str).tolist()
+    [b'cat/1.jpg', b'cat/2.jpg']
+    """
+    # Almost all paths of a long list are in that form already
+    short = [os.path.normpath(path) if b"//" in path or b"/." in path or path[:1] == b"." else path for path in paths]
+    leaving = [i for i, path in enumerate(short) if os.path.isabs(path) or path == b".." or path.startswith(b"../")]
+    refuse(
+        "Expected paths inside the data folder, relative to it",
+        [f"{place(i)}: {os.fsdecode(paths[i])}" for i in leaving],
+        "leave it (absolute, or by `..`)",
+    )
+    first: dict[bytes, int] = {}
+    twice = [i for i, path in enumerate(short) if first.setdefault(path, i) != i]
+    refuse(
+        "Expected every picture once",
+        [f"{place(i)}: {os.fsdecode(paths[i])}, as {place(first[short[i]])}" for i in twice],
+        "come again",
+    )
+    return np.array(short, np.bytes_)
+
+
+def refuse(expected: str, problems: Sequence[str], what: str) -> None:
+    """Raise `DataError` when there are problems of a kind: how many, and the first few.
+
+    >>> refuse("Expected even numbers", ["3", "5"], "are odd")
+    Traceback (most recent call last):
+    mllt.errors.DataError: Expected even numbers, but 2 are odd: '3', '5'.
+    """
+    if problems:
+        raise DataError(f"{expected}, but {len(problems):,} {what}: {name_some(problems)}.")
+
+
+def absent_files(source: FileSource) -> list[str]:
+    """Relative paths of a source that are not on disk: one directory listing per folder, not one look per file."""
+    by_folder: dict[bytes, list[bytes]] = defaultdict(list)
+    for path in source.paths.tolist():
+        folder, _, name = path.rpartition(b"/")
+        by_folder[folder].append(name)
+    absent = []
+    for folder, names in by_folder.items():
+        try:
+            present = set(os.listdir(os.path.join(os.fsencode(source.root), folder) or b"."))
+        except (FileNotFoundError, NotADirectoryError):
+            present = set()
+        except OSError as error:
+            raise DataError(f"Cannot list {error.filename!r}: {error.strerror}.") from error
+        absent += [os.fsdecode(os.path.join(folder, name)) for name in names if name not in present]
+    return absent
+
+
+def check_disjoint(sources: dict[str, FileSource]) -> None:
+    """Raise `DataError` when two splits share a picture: a test on training pictures would be no test."""
+    for (one, first), (other, second) in combinations(sources.items(), 2):
+        shared = np.intersect1d(first.paths, second.paths)
+        refuse(
+            "Expected every picture in one split only",
+            [os.fsdecode(path) for path in shared],
+            f"are in both the {one} and the {other} split",
+        )
+
+
+def blob_id(path: str | Path) -> str:
+    """The identifier that `git hash-object FILE` prints: SHA-1 of the contents behind a short header."""
+    content = Path(path).read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def read_coco(path: str | Path, root: str | Path) -> tuple[FileSource, dict[int, str]]:
+    """The pictures of a COCO-style JSON file, as iNaturalist publishes them, and its categories.
+
+    Read are `images` (`id`, `file_name`), `annotations` (`image_id`, `category_id`; one per image) and `categories`
+    (`id`, `name`).
+
+    Returns:
+        The source, labelled by *category identifier*, in the order of `images`; and the name of each category.
+    """
+    try:
+        data = json.loads(read_bytes(path))
+        files = {image["id"]: os.fsencode(image["file_name"]) for image in data["images"]}
+        seen = Counter(image["id"] for image in data["images"])
+        pairs = [(annotation["image_id"], int(annotation["category_id"])) for annotation in data["annotations"]]
+        names = {int(category["id"]): str(category.get("name", category["id"])) for category in data["categories"]}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"Expected {path} to be JSON with `images` (id, file_name), `annotations` (image_id, category_id) and "
+            f"`categories` (id, name), but reading it failed: {type(error).__name__}: {error}."
+        ) from error
+    refuse(f"Expected every image identifier once in {path}", [str(i) for i in seen if seen[i] > 1], "come again")
+    times = Counter(image for image, _ in pairs)
+    refuse(f"Expected annotations of images in {path}", [str(i) for i in times if i not in files], "name no image")
+    refuse(
+        f"Expected one annotation per image in {path}",
+        [f"{os.fsdecode(file)}: {times[image]}" for image, file in files.items() if times[image] != 1],
+        "images have none, or several",
+    )
+    refuse(f"Expected known categories in {path}", sorted({str(c) for _, c in pairs if c not in names}), "are not listed")
+    label_of = dict(pairs)
+    images = list(files)
+    paths = check_paths(list(files.values()), lambda i: f"{path}: image {images[i]}")
+    return FileSource(paths, [label_of[image] for image in images], root), names
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Class names
+
+
+def read_class_names(folders: Iterable[Path], *, drop_first_word: bool = False) -> list[str] | None:
+    """The name of each class in label order, from a file in one of the folders; None where there is none.
+
+    `classnames.txt`: line k (from 0) names class k. `categories.json`: a list of `{"id": label, "name": ...}`.
+
+    Args:
+        folders: where to look, best first.
+        drop_first_word: lines of `classnames.txt` are "identifier name", as in that of ImageNet-LT.
+
+    Raises:
+        DataError: a file that cannot be read, or that leaves out a label.
+    """
+    for folder in folders:
+        if (folder / "classnames.txt").is_file():
+            lines = read_bytes(folder / "classnames.txt").decode("utf-8", "replace").split("\n")
+            names = [line.strip() for line in lines if line.strip()]
+            return [name.split(None, 1)[-1] for name in names] if drop_first_word else names
+        if (folder / "categories.json").is_file():
+            return _category_names(folder / "categories.json")
+    return None
+
+
+def _category_names(path: Path) -> list[str]:
+    try:
+        names = {int(category["id"]): str(category["name"]) for category in json.loads(read_bytes(path))}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f'Expected {path} to be a JSON list of {{"id": label, "name": ...}}, but reading it failed: '
+            f"{type(error).__name__}: {error}."
+        ) from error
+    gaps = [str(label) for label in range(len(names)) if label not in names]
+    refuse(f"Expected the identifiers in {path} to be the labels 0 .. {len(names) - 1}", gaps, "are missing")
+    return [names[label] for label in range(len(names))]
+
+
+def folder_names(train: FileSource) -> list[str]:
+    """Class names from the folders of the training pictures, or else the label numbers.
+
+    Folders name the classes where each class has one of its own: by their last part, or the whole where that is not
+    unique.
+
+    Raises:
+        DataError: labels without training pictures between 0 and the largest one.
+
+    >>> folder_names(FileSource(["train/cat/1.jpg", "train/dog/1.jpg"], [0, 1]))
+    ['cat', 'dog']
+    >>> folder_names(FileSource(["1.jpg", "2.jpg"], [0, 1]))
+    ['0', '1']
+    """
+    present = np.unique(train.labels)
+    highest = int(present[-1])
+    if highest + 1 != len(present):  # `highest` may be a slip of the pen: make nothing of that length
+        gaps = np.setdiff1d(np.arange(min(highest, len(present) + 5)), present)[:5]
+        raise DataError(
+            f"Expected every class to have a training image, but the labels go up to {highest} and "
+            f"{highest + 1 - len(present):,} of them have none, first {name_some(gaps.tolist())}. Number the classes from 0 "
+            "without gaps."
+        )
+    folders_of: list[set[str]] = [set() for _ in present]
+    for path, label in zip(train.paths.tolist(), train.labels.tolist(), strict=True):
+        folders_of[label].add(os.fsdecode(os.path.dirname(path)))
+    folders = [next(iter(found)) for found in folders_of if len(found) == 1]
+    for names in ([os.path.basename(folder) for folder in folders], folders):
+        if len(set(names)) == len(present) and all(names):
+            return names
+    return [str(label) for label in present]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Data modules
+
+
+class ImageFileDataModule(LongTailedDataModule):
+    """Base of the data modules whose pictures are files of any size: transforms, checks, notes.
+
+    A subclass implements `read_splits`. `notes` holds what a person should know of the data as found, and `summary`
+    tells it.
+
+    Args:
+        root: the folder of the pictures.
+        image_size: side of the square that the network sees, in pixels.
+        resize: pixels of the short side before the central crop of evaluation; "auto": `image_size` x 256 / 224,
+            rounded; None: evaluation scales straight to the square.
+        color_jitter: strength of the jitter of brightness, contrast and saturation in training; 0 for none.
+        hue: strength of the jitter of hue, in 0 .. 0.5.
+        crop_scale: smallest and largest share of a picture's area that a training crop keeps.
+        padding: None: train on random resized crops. A number: on the square of evaluation, padded by so many pixels,
+            cropped back and flipped, the augmentation of small pictures; without colour jitter.
+        mean, std: of the three channels in 0 .. 1, for normalisation.
+        verify_files: look at setup whether every picture is there (by listing folders; off: the first use tells).
+        common: `LongTailedDataModule`'s arguments.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        image_size: int = 224,
+        resize: int | str | None = "auto",
+        color_jitter: float = 0.0,
+        hue: float = 0.0,
+        crop_scale: Sequence[float] = (0.08, 1.0),
+        padding: int | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        verify_files: bool = True,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.root = data_root(root)
+        self.image_size = check_integer("image_size", image_size, 1)
+        self.resize = _check_resize(resize, image_size)
+        self.color_jitter = check_number("color_jitter", color_jitter, 0)
+        self.hue = check_number("hue", hue, 0, 0.5)
+        self.crop_scale = check_scale(crop_scale, "crop_scale")
+        self.padding = None if padding is None else check_integer("padding", padding, 0)
+        if padding is not None and (color_jitter or hue):
+            raise ArgumentError("Padded crops have no colour jitter: set `color_jitter` and `hue` to 0, or `padding` to null.")
+        self.mean, self.std = check_statistics(mean, std)
+        self.verify_files = check_bool("verify_files", verify_files)
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def read_splits(self) -> tuple[dict[str, FileSource], list[str]]:
+        """The pictures of "training", "test" and perhaps "validation", and the class names; may add to `notes`."""
+
+    def load_splits(self) -> Splits:
+        self.notes = []
+        sources, names = self.read_splits()
+        check_disjoint(sources)
+        if self.verify_files:
+            for split, source in sources.items():
+                self._check_files(split, source)
+        untested = np.setdiff1d(sources["training"].labels, sources["test"].labels)
+        if len(untested):
+            some = name_some([names[label] if label < len(names) else str(label) for label in untested])
+            self.notes.append(f"{len(untested):,} of {len(names):,} classes have no test image: {some}")
+        return Splits(sources["training"], sources["test"], names, sources.get("validation"))
+
+    def _check_files(self, split: str, source: FileSource) -> None:
+        absent = absent_files(source)
+        if absent:
+            raise DataError(
+                f"{self.title}: expected {len(source):,} {split} pictures under {self.root}, but {len(absent):,} are not "
+                f"there: {name_some(absent)}. {self.advice()} (verify_files=false goes on without this check.)"
+            )
+
+    def advice(self) -> str:
+        """What to do when pictures or lists are missing."""
+        return "Check `root`: the paths of the lists start there."
+
+    def train_transform(self) -> Transform:
+        if self.padding is not None:
+            return PaddedCropFlip(self.preprocessing, self.padding)
+        return RandomResizedCropFlip(self.image_size, self.mean, self.std, self.color_jitter, self.hue, self.crop_scale)
+
+    def eval_transform(self) -> Transform:
+        return EvalTransform(self.preprocessing)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        return {"size": self.image_size, "resize": self.resize, "mean": self.mean, "std": self.std}
+
+    def summary(self, many_above: int = 100, few_below: int = 20) -> str:
+        """As `LongTailedDataModule.summary`, with one more line per note."""
+        return "\n".join([super().summary(many_above, few_below), *(f"note: {note}" for note in self.notes)])
+
+
+def _check_resize(resize: int | str | None, image_size: int) -> int | None:
+    if resize is None:
+        return None
+    if resize == "auto":
+        return round(image_size * 256 / 224)
+    if isinstance(resize, str):
+        raise ArgumentError(f"Expected `resize` to be a number of pixels, 'auto' or null, but got {resize!r}.")
+    return check_integer("resize", resize, image_size)
+
+
+class ImageListDataModule(ImageFileDataModule):
+    """Base of the official data sets: three lists of known names, and instructions where they are missing.
+
+    Class names come from `classnames.txt` or `categories.json` in `list_dir` or `root`, else from the folders of the
+    training pictures (`read_class_names`, `folder_names`). Class counts come from the training list only.
+
+    Args:
+        root: the folder that the paths in the lists start from.
+        list_dir: the folder of the lists; None: `root`.
+        verify_lists: refuse lists that differ from the official ones; otherwise a note tells.
+        settings: `ImageFileDataModule`'s arguments.
+    """
+
+    #: file names of the lists; a validation list is used where it is there
+    train_list: str
+    test_list: str
+    val_list: str | None = None
+    #: the official lists by file name: what `git hash-object FILE` prints for each release
+    blob_ids: ClassVar[dict[str, tuple[str, ...]]]
+    #: where pictures and lists are published and how their folders look, with {root} and {lists}
+    how_to_get: str
+    #: whether lines of `classnames.txt` are "identifier name"
+    names_follow_identifiers = False
+
+    def __init__(
+        self, root: str | Path, list_dir: str | Path | None = None, *, verify_lists: bool = False, **settings: Any
+    ) -> None:
+        super().__init__(root, **settings)
+        self.list_dir = self.root if list_dir is None else data_root(list_dir)
+        self.verify_lists = check_bool("verify_lists", verify_lists)
+
+    def advice(self) -> str:
+        known = "; ".join(f"{name} {' or '.join(ids)}" for name, ids in self.blob_ids.items())
+        place = self.how_to_get.format(root=self.root, lists=self.list_dir)
+        return f"{place} Check a list with `git hash-object FILE`; it prints for {known}."
+
+    def read_splits(self) -> tuple[dict[str, FileSource], list[str]]:
+        self._require([self.train_list, self.test_list])
+        sources = {"training": self._read(self.train_list), "test": self._read(self.test_list)}
+        if self.val_list is not None:
+            if self._has(self.val_list):
+                sources["validation"] = self._read(self.val_list)
+            else:
+                self.notes.append(f"no {self.val_list} in {self.list_dir}, hence no validation split of its own")
+        return sources, self._names_on_file() or folder_names(sources["training"])
+
+    def _names_on_file(self) -> list[str] | None:
+        return read_class_names([self.list_dir, self.root], drop_first_word=self.names_follow_identifiers)
+
+    def _has(self, *files: str | None) -> bool:
+        return all(name is not None and (self.list_dir / name).is_file() for name in files)
+
+    def _require(self, files: Sequence[str]) -> None:
+        """Raise `DataError` with the whole advice when the folder of pictures or one of the lists is missing."""
+        missing = [str(self.list_dir / name) for name in files if not self._has(name)]
+        if self.verify_files and not self.root.is_dir():
+            missing.insert(0, f"{self.root}{os.sep}")
+        if missing:
+            raise DataError(f"{self.title}: the data is missing: no {', no '.join(missing)}. {self.advice()}")
+
+    def _read(self, name: str) -> FileSource:
+        source = read_list(self.list_dir / name, self.root)
+        self._compare(name)
+        return source
+
+    def _compare(self, name: str) -> None:
+        official, found = self.blob_ids.get(name), blob_id(self.list_dir / name)
+        if official is None or found in official:
+            return
+        differs = f"{name} is not the official list (`git hash-object` prints {found}, not {' or '.join(official)})"
+        if self.verify_lists:
+            raise DataError(f"{self.title}: {differs}. Get the official one, or set verify_lists=false to use it all the same.")
+        self.notes.append(differs)
+
+
+class ImageNetLT(ImageListDataModule):
+    """ImageNet-LT: 115,846 training images of 1,000 classes, 1,280 to 5 per class; 20,000 to validate, 50,000 to test.
+
+    Liu et al., "Large-Scale Long-Tailed Recognition in an Open World" (OLTR), CVPR 2019. Training takes random resized
+    crops of 224 pixels, flips and colour jitter 0.4; evaluation scales to 256 and crops the central 224 (Kang et al.,
+    "Decoupling Representation and Classifier", ICLR 2020, and after it RIDE, MiSLAS, LADE).
+
+    Args:
+        root: the folder with ImageNet's `train/` and `val/`, each holding one folder per class.
+        list_dir: the folder of the three lists; None: `root`.
+        color_jitter: as in `ImageFileDataModule`; here 0.4.
+        settings: arguments of `ImageListDataModule`, `ImageFileDataModule`, `LongTailedDataModule`.
+    """
+
+    title = "ImageNet-LT"
+    train_list, val_list, test_list = "ImageNet_LT_train.txt", "ImageNet_LT_val.txt", "ImageNet_LT_test.txt"
+    blob_ids: ClassVar[dict[str, tuple[str, ...]]] = {
+        "ImageNet_LT_train.txt": ("a063f095fcd475db4cf8b0658c4b73955535bbf9",),
+        "ImageNet_LT_val.txt": ("3ed3188b2f44829ce2dec1cc27040d8d40984088",),
+        "ImageNet_LT_test.txt": ("76a2fb9749d6cd29e765cc4f8c270f2504131e2f",),
+    }
+    how_to_get = (
+        "Pictures: ImageNet, ILSVRC 2012 (image-net.org), as {root}/train/<wnid>/<wnid>_<number>.JPEG and, sorted into "
+        "class folders, {root}/val/<wnid>/ILSVRC2012_val_<number>.JPEG. Lists, in {lists}: ImageNet_LT_train.txt, "
+        "ImageNet_LT_val.txt and ImageNet_LT_test.txt of OpenLongTailRecognition-OLTR (Liu et al., CVPR 2019), the same in "
+        "facebookresearch/classifier-balancing."
+    )
+    names_follow_identifiers = True
+
+    def __init__(
+        self, root: str | Path, list_dir: str | Path | None = None, *, color_jitter: float = 0.4, **settings: Any
+    ) -> None:
+        super().__init__(root, list_dir, color_jitter=color_jitter, **settings)
+
+
+class PlacesLT(ImageListDataModule):
+    """Places-LT: 62,500 training images of 365 classes, 4,980 to 5 per class; 7,300 to validate, 36,500 to test.
+
+    Liu et al., CVPR 2019, as ImageNet-LT; the transforms are the same. The lists of the large release
+    (`train/<category>/`) and of the 256-pixel release (`data_256/a/<category>/`, `val_256/`) both work.
+
+    Args:
+        root: the folder with Places365's `train/` and `val/`, or `data_256/` and `val_256/`.
+        list_dir: the folder of the three lists; None: `root`.
+        color_jitter: as in `ImageFileDataModule`; here 0.4.
+        settings: arguments of `ImageListDataModule`, `ImageFileDataModule`, `LongTailedDataModule`.
+    """
+
+    title = "Places-LT"
+    train_list, val_list, test_list = "Places_LT_train.txt", "Places_LT_val.txt", "Places_LT_test.txt"
+    blob_ids: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Places_LT_train.txt": ("6392252f8ae867bc8a5e841cc1b29e5b8ef4b636", "1d608b558c25c271da75c06f1e5e3625a4ebcb79"),
+        "Places_LT_val.txt": ("b93a2ca58ccb7f3b671c176f395a70bf52c95533", "89c29c0973328f77d7a77a8b580634ce20acdc11"),
+        "Places_LT_test.txt": ("e732e58b8aa718a2c1c11933375f5710652c2b93", "d43400ac9bc2275baa058456da40b20abb50b108"),
+    }
+    how_to_get = (
+        "Pictures: Places365-Standard (places2.csail.mit.edu), as {root}/train/<category>/<number>.jpg and "
+        "{root}/val/<category>/Places365_val_<number>.jpg, or the 256-pixel release as {root}/data_256/a/<category>/ and "
+        "{root}/val_256/. Lists, in {lists}: Places_LT_train.txt, Places_LT_val.txt and Places_LT_test.txt of "
+        "OpenLongTailRecognition-OLTR (Liu et al., CVPR 2019), as in facebookresearch/classifier-balancing, or with the "
+        "paths of the 256-pixel release in hyperconnect/LADE."
+    )
+    names_follow_identifiers = True
+
+    def __init__(
+        self, root: str | Path, list_dir: str | Path | None = None, *, color_jitter: float = 0.4, **settings: Any
+    ) -> None:
+        super().__init__(root, list_dir, color_jitter=color_jitter, **settings)
+
+
+class INaturalist2018(ImageListDataModule):
+    """iNaturalist 2018: 437,513 training images of 8,142 species, 1,000 to 2 per class; 24,426 to test, 3 per class.
+
+    Van Horn et al., "The iNaturalist Species Classification and Detection Dataset", CVPR 2018; the 2018 competition.
+    By protocol its validation images are the *test* set, and there is no validation split. No colour jitter, and
+    normalisation by iNaturalist's own mean and deviation (Kang et al., ICLR 2020; RIDE, LADE).
+
+    The lists `iNaturalist18_train.txt` and `iNaturalist18_val.txt` are read, or where one of them is missing the official
+    `train2018.json` and `val2018.json`; labels are then the categories ranked by identifier.
+
+    Args:
+        root: the folder with `train_val2018/`.
+        list_dir: the folder of the lists or JSON files; None: `root`.
+        mean, std: as in `ImageFileDataModule`; here iNaturalist's.
+        settings: arguments of `ImageListDataModule`, `ImageFileDataModule`, `LongTailedDataModule`.
+    """
+
+    title = "iNaturalist 2018"
+    train_list, test_list = "iNaturalist18_train.txt", "iNaturalist18_val.txt"
+    train_json, test_json = "train2018.json", "val2018.json"
+    blob_ids: ClassVar[dict[str, tuple[str, ...]]] = {
+        "iNaturalist18_train.txt": ("4accdb7584d2f0a5106c40a33ed6afa392189bcc",),
+        "iNaturalist18_val.txt": ("4c23900857fd0f5adcd4cc0dffef345039eeb05f",),
+    }
+    how_to_get = (
+        "Pictures: iNaturalist 2018 (visipedia/inat_comp), as {root}/train_val2018/<group>/<category>/<name>.jpg. Lists, in "
+        "{lists}: iNaturalist18_train.txt and iNaturalist18_val.txt, as in hyperconnect/LADE or dvlab-research/MiSLAS; or "
+        "train2018.json and val2018.json of visipedia/inat_comp."
+    )
+
+    def __init__(
+        self,
+        root: str | Path,
+        list_dir: str | Path | None = None,
+        *,
+        mean: Sequence[float] = INATURALIST_MEAN,
+        std: Sequence[float] = INATURALIST_STD,
+        **settings: Any,
+    ) -> None:
+        super().__init__(root, list_dir, mean=mean, std=std, **settings)
+
+    def read_splits(self) -> tuple[dict[str, FileSource], list[str]]:
+        if self._has(self.train_list, self.test_list) or not self._has(self.train_json, self.test_json):
+            return super().read_splits()
+        self._require([])
+        return self._read_json()
+
+    def _read_json(self) -> tuple[dict[str, FileSource], list[str]]:
+        train, names = read_coco(self.list_dir / self.train_json, self.root)
+        test, _ = read_coco(self.list_dir / self.test_json, self.root)
+        categories = np.array(sorted(names), dtype=np.int64)
+        unknown = np.setdiff1d(test.labels, categories)
+        refuse(f"Expected the categories of {self.train_json} in {self.test_json}", [str(c) for c in unknown], "are not there")
+        for source in (train, test):
+            source.labels = rank_labels(source.labels, categories)
+        return {"training": train, "test": test}, self._names_on_file() or [names[category] for category in sorted(names)]
+
+
+def rank_labels(labels: IntArray, categories: IntArray) -> IntArray:
+    """Each label's place in the ascending categories.
+
+    >>> rank_labels(np.array([7, 3]), np.array([3, 5, 7]))
+    array([2, 0])
+    """
+    return np.searchsorted(categories, labels).astype(np.int64)

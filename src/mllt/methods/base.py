@@ -1,0 +1,365 @@
+"""`LongTailedModule`: what all methods share, so that a method's own file holds only the method."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from torch import Tensor
+
+from mllt.checkpoint import FORMAT, KEY, read_checkpoint
+from mllt.data.sources import Batch
+from mllt.errors import ArgumentError, CheckpointError, check_bool, check_number, did_you_mean
+from mllt.longtail import check_class_counts, compensation_offset, resolve_test_prior, shot_groups
+from mllt.methods.evaluation import KINDS, Evaluation
+from mllt.networks import build_network
+from mllt.optim import check_schedule, epoch_schedule, parameter_groups, sgd
+from mllt.version import __version__
+
+
+class LongTailedModule(L.LightningModule):
+    """A network of N experts, trained by SGD on long-tailed images, evaluated before and after compensation.
+
+    A method is a subclass with a `method` name and an `objective`. Trains from any loader of `(images, targets)`
+    pairs, images float `(B, 3, H, W)` and targets int64 `(B,)`, or from our data modules' `Batch`es.
+
+    Args:
+        class_counts: `(C,)` training images per class, each at least 1; travels with every checkpoint.
+        network: "resnet20/32/44/56" for small images, "resnet18/34/50/101/152", "resnext50", "resnext101", or "timm/NAME".
+        num_experts: N.
+        shared: the last stage that the experts share: "none", "stem", "stage1", ...; None: RIDE's topology.
+        width: factor on the channels of the private stages; None: 3/4 with several experts, else 1.
+        head: "linear" or "cosine".
+        scale: of the cosine head; None: 30.
+        pretrained: start from pretrained weights (timm networks).
+        network_options: more arguments for timm's constructor.
+        lr, momentum, nesterov, weight_decay: of SGD.
+        decay_norm_and_bias: whether normalisation parameters and biases decay too, as in the literature's recipes.
+        schedule: "multistep", "cosine" or "constant".
+        milestones: of "multistep": epochs, or (under 1) shares of the run.
+        gamma: of "multistep": the factor at each milestone.
+        warmup_epochs: epochs of linear warm-up.
+        ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated; None: off.
+        test_prior: class prior of the data to predict: "uniform", "train", "forward", "backward", a file's path, or C
+            numbers; see `mllt.longtail.resolve_test_prior`.
+        test_prior_factor: imbalance factor of "forward" and "backward".
+        many_above, few_below, shot_edges_inclusive: the shot-group rule, see `mllt.longtail.shot_groups`.
+        class_names: C names, for predictions; None: the class numbers.
+        preprocessing: how a picture becomes an input (`LongTailedDataModule.preprocessing`); needed to predict from files.
+
+    Raises:
+        ArgumentError: a value is out of range, or values do not fit each other.
+    """
+
+    #: the method's name on the command line and in checkpoints
+    method: ClassVar[str] = ""
+    #: all methods by name; a subclass with a `method` enters itself
+    registry: ClassVar[dict[str, type[LongTailedModule]]] = {}
+
+    class_counts: Tensor
+    compensation: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.method:
+            LongTailedModule.registry[cls.method] = cls
+
+    def __init__(
+        self,
+        class_counts: Tensor | Sequence[int],
+        network: str = "resnet32",
+        num_experts: int = 1,
+        shared: str | None = None,
+        width: float | None = None,
+        head: str = "linear",
+        scale: float | None = None,
+        pretrained: bool = False,
+        network_options: dict[str, Any] | None = None,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 5e-4,
+        decay_norm_and_bias: bool = True,
+        schedule: str = "multistep",
+        milestones: Sequence[float] = (0.8, 0.9),
+        gamma: float = 0.1,
+        warmup_epochs: int = 5,
+        ema_decay: float | None = None,
+        test_prior: str | Sequence[float] | None = "uniform",
+        test_prior_factor: float = 100.0,
+        many_above: int = 100,
+        few_below: int = 20,
+        shot_edges_inclusive: bool = False,
+        class_names: Sequence[str] | None = None,
+        preprocessing: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        counts = check_class_counts(class_counts).cpu()
+        check_number("lr", lr, above=0)
+        check_number("momentum", momentum, 0, below=1)
+        check_bool("nesterov", nesterov)
+        check_number("weight_decay", weight_decay, 0)
+        check_bool("decay_norm_and_bias", decay_norm_and_bias)
+        check_schedule(schedule, milestones, gamma, warmup_epochs)
+        if ema_decay is not None:
+            check_number("ema_decay", ema_decay, above=0, below=1)
+        shot_groups(counts, many_above, few_below, inclusive=shot_edges_inclusive)
+        # Plain containers only: a checkpoint must load with weights_only=True.
+        self.save_hyperparameters(
+            {
+                "class_counts": counts.tolist(),
+                "network": network,
+                "num_experts": num_experts,
+                "shared": shared,
+                "width": width,
+                "head": head,
+                "scale": scale,
+                "pretrained": pretrained,
+                "network_options": network_options,
+                "lr": lr,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "weight_decay": weight_decay,
+                "decay_norm_and_bias": decay_norm_and_bias,
+                "schedule": schedule,
+                "milestones": list(milestones),
+                "gamma": gamma,
+                "warmup_epochs": warmup_epochs,
+                "ema_decay": ema_decay,
+                "test_prior": test_prior if isinstance(test_prior, str) or test_prior is None else list(map(float, test_prior)),
+                "test_prior_factor": test_prior_factor,
+                "many_above": many_above,
+                "few_below": few_below,
+                "shot_edges_inclusive": shot_edges_inclusive,
+            }
+        )
+        self.class_names = check_class_names(class_names, counts.numel())
+        self.preprocessing = None if preprocessing is None else dict(preprocessing)
+        self.network = build_network(
+            network,
+            counts.numel(),
+            num_experts,
+            shared=shared,
+            width=width,
+            head=head,
+            scale=scale,
+            pretrained=pretrained,
+            options=network_options,
+        )
+        self.register_buffer("class_counts", counts)
+        self.register_buffer("compensation", torch.zeros(counts.numel()), persistent=False)
+        self.set_test_prior(test_prior, test_prior_factor)
+        self.evaluation = Evaluation(counts, num_experts, many_above, few_below, shot_edges_inclusive)
+        #: the table of the last test (see `Evaluation.compute`); None before one
+        self.test_results: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------------------------------- for the method
+
+    @abstractmethod
+    def objective(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss, by name; their sum is minimised.
+
+        Args:
+            logits: raw, `(N, B, C)`.
+            targets: int64 `(B,)`.
+
+        Returns:
+            Scalars, each a mean over the batch.
+        """
+
+    # ------------------------------------------------------------------------------------------------- inference
+
+    @property
+    def num_experts(self) -> int:
+        """N."""
+        return self.network.num_experts
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.class_counts.numel()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw logits `(N, B, C)` of images `(B, 3, H, W)`."""
+        return self.network(images)
+
+    def compensated(self, logits: Tensor) -> Tensor:
+        """Logits `(..., C)` compensated from the training prior to the test prior (`set_test_prior`)."""
+        return logits + self.compensation.to(logits.dtype)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """The ensemble's compensated class probabilities `(B, C)`: softmax of the mean of the experts' logits.
+
+        (The mean of compensated logits is the compensated mean: what compensation adds is the same for all experts.)
+        """
+        return self.compensated(self(images).float().mean(dim=0)).softmax(dim=-1)
+
+    def set_test_prior(self, prior: str | Sequence[float] | Tensor | None, factor: float = 100.0) -> None:
+        """Compensate to this class prior from now on; see `mllt.longtail.resolve_test_prior`."""
+        counts = self.class_counts.cpu()
+        offset = compensation_offset(counts, resolve_test_prior(prior, counts, factor))
+        self.compensation = offset.float().to(self.compensation.device)
+
+    # -------------------------------------------------------------------------------------------- Lightning's side
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = as_batch(batch)
+        terms = self.objective(self(batch.images), batch.targets)
+        loss = torch.stack(list(terms.values())).sum()
+        logged = {"train/loss": loss, **{f"train/{name}": term for name, term in terms.items()}}
+        self.log_dict(
+            {name: value.detach() for name, value in logged.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch.targets),
+            sync_dist=self.trainer.world_size > 1,
+        )
+        return loss * batch.weight
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluation.reset()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_table("val", self.evaluation.compute())
+
+    def on_test_epoch_start(self) -> None:
+        self.evaluation.reset()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.test_results = self.evaluation.compute()
+        self._log_table("test", self.test_results)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The ensemble's compensated probabilities `(B, C)`."""
+        return self.probabilities(as_batch(batch).images)
+
+    def _evaluate(self, batch: Any) -> None:
+        batch = as_batch(batch)
+        self.evaluation.update(self(batch.images).float(), batch.targets, self.compensation)
+
+    def _log_table(self, split: str, table: dict[str, Any]) -> None:
+        """The ensemble's whole rows, and each expert's accuracy over all; what is n/a is left out."""
+        for kind in KINDS:
+            scalars = {f"{split}/{kind}/{name}": value for name, value in table["ensemble"][kind].items()}
+            if self.num_experts > 1:
+                scalars.update({f"{split}/{kind}/all_expert{i + 1}": row[kind]["all"] for i, row in enumerate(table["experts"])})
+            self.log_dict({name: value for name, value in scalars.items() if value is not None}, rank_zero_only=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        hp = self.hparams
+        groups = parameter_groups(self.network, hp["weight_decay"], decay_norm_and_bias=hp["decay_norm_and_bias"])
+        optimizer = sgd(groups, hp["lr"], hp["momentum"], nesterov=hp["nesterov"])
+        settings = {name: hp[name] for name in ("schedule", "milestones", "gamma", "warmup_epochs")}
+        scheduler = epoch_schedule(optimizer, self._max_epochs(), **settings)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "name": "lr"}}
+
+    def _max_epochs(self) -> int:
+        max_epochs = self.trainer.max_epochs
+        if max_epochs is None or max_epochs < 1:
+            if self.hparams["schedule"] == "constant":
+                return 1
+            raise ArgumentError(
+                f"Expected the Trainer to have `max_epochs`, from which the {self.hparams['schedule']} schedule follows, but "
+                f"got {max_epochs}. Set Trainer(max_epochs=...), or schedule='constant'."
+            )
+        return max_epochs
+
+    def configure_callbacks(self) -> list[Callback]:
+        decay = self.hparams["ema_decay"]
+        return [] if decay is None else [EMAWeightAveraging(decay=decay)]
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning's own type of hyper-parameters is a subclass of dict, which weights_only loading refuses.
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = dict(self.hparams)
+        checkpoint[KEY] = {
+            "format": FORMAT,
+            "version": __version__,
+            "method": self.method,
+            "class_names": self.class_names,
+            "preprocessing": self.preprocessing,
+        }
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = "cpu", strict: bool = True, **overrides: Any
+    ) -> LongTailedModule:
+        """The module of a checkpoint, with its weights; nothing else is needed, and no code of the file's can run.
+
+        Args:
+            checkpoint_path: a `.ckpt` file that one of our methods wrote.
+            map_location: the device to load to.
+            strict: whether the weights must fit exactly.
+            overrides: arguments of the class to change, e.g. `test_prior="train"`.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, not ours, or of another method.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        method = checkpoint[KEY]["method"]
+        if cls.method and method != cls.method:
+            raise CheckpointError(
+                f"Expected {checkpoint_path} to be of method {cls.method!r}, but it is of {method!r}. Use "
+                "mllt.load_checkpoint, which finds the class by itself."
+            )
+        if not cls.method and method not in cls.registry:
+            raise CheckpointError(
+                f"Expected {checkpoint_path} to be of a known method, but it is of {method!r}. {did_you_mean(method, cls.registry)} "
+                "If the method is your own, import its class first."
+            )
+        return cls.registry[method]._from_content(checkpoint, Path(checkpoint_path), strict, overrides)
+
+    @classmethod
+    def _from_content(
+        cls, checkpoint: dict[str, Any], path: Path, strict: bool, overrides: dict[str, Any]
+    ) -> LongTailedModule:
+        ours = checkpoint[KEY]
+        # Weights come from the checkpoint: nothing pretrained is fetched again.
+        arguments = {**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), "pretrained": False}
+        arguments.update(class_names=ours.get("class_names"), preprocessing=ours.get("preprocessing"))
+        try:
+            module = cls(**{**arguments, **overrides})
+            module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"Expected {path} to fit {cls.__name__}, but it does not: {error}") from error
+        device = next(iter(checkpoint["state_dict"].values())).device
+        return module.to(device).eval()
+
+
+def load_checkpoint(path: str | Path, map_location: Any = "cpu", **overrides: Any) -> LongTailedModule:
+    """The module of a checkpoint, of whichever method it is; see `LongTailedModule.load_from_checkpoint`."""
+    return LongTailedModule.load_from_checkpoint(path, map_location, **overrides)
+
+
+def as_batch(batch: Any) -> Batch:
+    """A `Batch` as it is, and an `(images, targets)` pair of anyone's loader as a `Batch` of weight 1.
+
+    Raises:
+        ArgumentError: anything else.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        images, targets = batch
+        return Batch(images, targets, torch.arange(len(targets), device=targets.device), torch.ones((), device=targets.device))
+    raise ArgumentError(f"Expected a batch to be a pair of tensors (images, targets), but got {type(batch).__name__}.")
+
+
+def check_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """C names as plain strings; the class numbers for None."""
+    names = [str(label) for label in range(num_classes)] if class_names is None else [str(name) for name in class_names]
+    if len(names) != num_classes:
+        raise ArgumentError(f"Expected `class_names` to hold {num_classes} names, one per class, but got {len(names)}.")
+    return names

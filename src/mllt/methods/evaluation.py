@@ -1,0 +1,85 @@
+"""What every run is judged by: accuracy by shot group and calibration, raw and compensated, per expert and ensemble."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from mllt.metrics import ExpectedCalibrationError, ShotAccuracy, shot_accuracy
+
+KINDS = ("raw", "compensated")
+GROUPS = ("many", "medium", "few", "all")
+
+
+class Evaluation(nn.Module):
+    """Accumulates logits of a split and tells the whole table.
+
+    Args:
+        class_counts: int64 `(C,)` training images per class.
+        num_experts: N.
+        many_above, few_below, inclusive: the shot-group rule, see `mllt.longtail.shot_groups`.
+    """
+
+    def __init__(
+        self, class_counts: Tensor, num_experts: int, many_above: int = 100, few_below: int = 20, inclusive: bool = False
+    ) -> None:
+        super().__init__()
+        self.rule = {"many_above": many_above, "few_below": few_below, "inclusive": inclusive}
+        self.accuracy = nn.ModuleDict({kind: ShotAccuracy(class_counts, num_experts, **self.rule) for kind in KINDS})
+        self.calibration = nn.ModuleDict({kind: ExpectedCalibrationError(num_experts=num_experts) for kind in KINDS})
+        self.register_buffer("class_counts", class_counts, persistent=False)
+
+    def update(self, logits: Tensor, targets: Tensor, offset: Tensor) -> None:
+        """Take in a batch.
+
+        Args:
+            logits: raw, `(N, B, C)`.
+            targets: int64 `(B,)`.
+            offset: `(C,)`, what compensation adds to logits.
+        """
+        for kind, values in (("raw", logits), ("compensated", logits + offset)):
+            self.accuracy[kind].update(values, targets)  # type: ignore[operator]
+            self.calibration[kind].update(values, targets)  # type: ignore[operator]
+
+    def compute(self) -> dict[str, Any]:
+        """The table, over all devices.
+
+        Returns:
+            `{"ensemble": {"raw": row, "compensated": row}, "experts": [{"raw": row, "compensated": row}, ...],
+            "per_class": {"raw": [...], "compensated": [...]}}` with row = {"many", "medium", "few", "all", "micro",
+            "ece"}, in percent; None where a group or class has no images. "many" .. "all" are means over classes,
+            "micro" is the plain share of images; "per_class" is the ensemble's.
+        """
+        rows: dict[str, list[dict[str, float | None]]] = {}
+        per_class = {}
+        for kind in KINDS:
+            metric = self.accuracy[kind]
+            accuracy = metric.compute()  # type: ignore[operator]
+            micro = self._micro(metric)
+            ece = self.calibration[kind].compute()  # type: ignore[operator]
+            columns = {**{group: accuracy[group] for group in GROUPS}, "micro": micro, "ece": ece}
+            rows[kind] = [{name: percent(column[row]) for name, column in columns.items()} for row in range(len(micro))]
+            per_class[kind] = [percent(value) for value in accuracy["per_class"][-1]]
+        predictors = [{kind: rows[kind][row] for kind in KINDS} for row in range(len(rows["raw"]))]
+        return {"ensemble": predictors[-1], "experts": predictors[:-1], "per_class": per_class}
+
+    def _micro(self, metric: Any) -> Tensor:
+        with metric.sync_context(should_sync=metric._to_sync):
+            return shot_accuracy(metric.correct, metric.total, self.class_counts, average="micro", **self.rule)["all"]
+
+    def reset(self) -> None:
+        """Forget everything taken in."""
+        for metric in (*self.accuracy.values(), *self.calibration.values()):
+            metric.reset()  # type: ignore[operator]
+
+
+def percent(fraction: Tensor | float) -> float | None:
+    """A fraction as percent; None (n/a) for NaN.
+
+    >>> percent(0.25), percent(float("nan"))
+    (25.0, None)
+    """
+    value = float(fraction)
+    return None if math.isnan(value) else 100 * value

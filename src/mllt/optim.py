@@ -1,0 +1,98 @@
+"""Optimizer and learning-rate schedule: SGD and the schedules of the long-tailed literature, from plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from mllt.errors import ArgumentError, check_choice, check_integer, check_number
+
+SCHEDULES = ("multistep", "cosine", "constant")
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, *, decay_norm_and_bias: bool = True) -> list[dict[str, Any]]:
+    """Trainable parameters in groups for an optimizer.
+
+    Args:
+        module: whose parameters.
+        weight_decay: of the weights.
+        decay_norm_and_bias: whether normalisation parameters and biases (all tensors of fewer than two dimensions)
+            decay too. The long-tailed recipes decay everything.
+
+    >>> [len(group["params"]) for group in parameter_groups(nn.Linear(2, 2), 0.1, decay_norm_and_bias=False)]
+    [1, 1]
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if decay_norm_and_bias:
+        return [{"params": parameters, "weight_decay": weight_decay}]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def sgd(groups: list[dict[str, Any]], lr: float, momentum: float, *, nesterov: bool) -> Optimizer:
+    """`torch.optim.SGD`, with coupled weight decay (L2) as in all of the literature's recipes."""
+    if nesterov and momentum == 0:
+        raise ArgumentError("Expected `momentum` above 0 with nesterov=true, but got 0. Set momentum=0.9 or nesterov=false.")
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def milestone_epochs(milestones: Sequence[float], max_epochs: int) -> list[int]:
+    """Milestones in epochs: numbers under 1 are shares of the run, the others epochs.
+
+    >>> milestone_epochs([0.8, 180], max_epochs=200)
+    [160, 180]
+    """
+    return [round(m * max_epochs) if m < 1 else int(m) for m in milestones]
+
+
+def check_schedule(schedule: str, milestones: Sequence[float], gamma: float, warmup_epochs: int) -> None:
+    """Raise `ArgumentError` for settings that no schedule can have."""
+    check_choice("schedule", schedule, SCHEDULES)
+    if isinstance(milestones, str) or not isinstance(milestones, Sequence):
+        raise ArgumentError(f"Expected `milestones` to be a list of numbers such as [160, 180], but got {milestones!r}.")
+    for milestone in milestones:
+        check_number("milestones", milestone, above=0)
+        if milestone > 1 and milestone != int(milestone):
+            raise ArgumentError(f"Expected `milestones` to be whole epochs, or shares of the run under 1, but got {milestone}.")
+    check_number("gamma", gamma, above=0)
+    check_integer("warmup_epochs", warmup_epochs, 0)
+
+
+def learning_rate_factor(
+    epoch: int, max_epochs: int, schedule: str, milestones: Sequence[float] = (), gamma: float = 0.1, warmup_epochs: int = 0
+) -> float:
+    """The factor on the learning rate in an epoch (constant within it).
+
+    - warm-up: (epoch + 1) / warmup_epochs in the first epochs (LDAM-DRW, MiSLAS: lr * e / 5 with e from 1);
+    - "multistep": gamma to the number of milestones reached;
+    - "cosine": (1 + cos(pi e / E)) / 2 with e and E counted from the end of the warm-up;
+    - "constant": 1.
+
+    Args:
+        epoch: 0-based.
+        max_epochs: E, of the whole run.
+
+    >>> [learning_rate_factor(e, 200, "multistep", [160, 180], 0.1, 5) for e in (0, 4, 159, 160)]
+    [0.2, 1.0, 1.0, 0.1]
+    >>> [round(learning_rate_factor(e, 180, "cosine"), 3) for e in (0, 90, 179)]
+    [1.0, 0.5, 0.0]
+    """
+    if epoch < warmup_epochs:
+        return (epoch + 1) / warmup_epochs
+    if schedule == "multistep":
+        return gamma ** sum(epoch >= milestone for milestone in milestone_epochs(milestones, max_epochs))
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max(max_epochs - warmup_epochs, 1)))
+    return 1.0
+
+
+def epoch_schedule(optimizer: Optimizer, max_epochs: int, **settings: Any) -> LambdaLR:
+    """`learning_rate_factor` as a scheduler that is stepped once per epoch."""
+    return LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, max_epochs, **settings))

@@ -1,0 +1,160 @@
+"""`python -m mllt.predict`: classes and probabilities of pictures, as a CSV file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from mllt.cli import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from mllt.methods import LongTailedModule
+
+
+def main() -> None:
+    """The command. The exit status is 1 when a picture could not be read."""
+    failures = run(predict, "predict")
+    sys.exit(1 if failures else 0)
+
+
+def predict(config: DictConfig) -> int:
+    """Predict every picture under `input`, and write one row each.
+
+    Returns:
+        How many pictures could not be read.
+    """
+    import os
+    from pathlib import Path
+
+    from mllt.errors import ArgumentError, check_integer
+    from mllt.methods import load_checkpoint
+    from mllt.results import say
+
+    output = Path(config.output).expanduser()
+    if output.exists() and not config.overwrite:
+        raise ArgumentError(f"{output} exists already. Choose another output, or write over it with overwrite=true.")
+    module = load_checkpoint(config.checkpoint).to(pick_device(config.accelerator))
+    if config.test_prior is not None:
+        module.set_test_prior(config.test_prior, config.test_prior_factor)
+    if module.preprocessing is None:
+        raise ArgumentError(
+            f"{config.checkpoint} does not say how pictures become inputs. Train it by python -m mllt.train, or give the class "
+            "`preprocessing`."
+        )
+    top_k = min(check_integer("top_k", config.top_k, 1), module.num_classes)
+    pictures, passed_over = find_input(Path(config.input).expanduser())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    rows = predict_files(module, pictures, top_k, check_integer("batch_size", config.batch_size, 1))
+    failures = write_rows(partial, rows, top_k)
+    os.replace(partial, output)
+    say(f"{len(pictures)} pictures, {failures} of them unreadable{passed_over}. Written to {output}")
+    if failures:
+        print(f"Error: {failures} of {len(pictures)} pictures could not be read; column `error` of {output} says why.", file=sys.stderr)
+    return failures
+
+
+def find_input(source: Path) -> tuple[list[Path], str]:
+    """The pictures that `input` means, and a remark on what was passed over.
+
+    Raises:
+        DataError: there is nothing there, or no picture.
+    """
+    from mllt.data.folder import find_pictures
+    from mllt.errors import DataError
+
+    if source.is_file():
+        return [source], ""
+    if not source.is_dir():
+        raise DataError(f"Expected `input` to be a folder of pictures or a picture, but there is nothing at {source}.")
+    pictures, ignored = find_pictures(source)
+    remark = "; passed over: " + ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items())) if ignored else ""
+    if not pictures:
+        raise DataError(f"Expected pictures in {source} or below, but there are none{remark}.")
+    return pictures, remark
+
+
+def predict_files(module: LongTailedModule, paths: list[Path], top_k: int, batch_size: int) -> Iterator[list[Any]]:
+    """A row for each picture, in order: its path, the top-k classes and probabilities, and its error (or nothing)."""
+    import torch
+
+    from mllt.data.images import eval_pipeline, load_rgb
+    from mllt.errors import DataError
+
+    prepare = eval_pipeline(module.preprocessing or {})
+
+    def load(path: Path) -> Tensor | DataError:
+        try:
+            return prepare(load_rgb(path))
+        except DataError as error:
+            return error
+
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        loaded = [load(path) for path in batch]
+        images = [image for image in loaded if isinstance(image, torch.Tensor)]
+        best = iter(top_classes(module, torch.stack(images), top_k)) if images else iter([])
+        for path, image in zip(batch, loaded, strict=True):
+            if isinstance(image, torch.Tensor):
+                yield [str(path), *next(best), ""]
+            else:
+                yield [str(path), *[""] * (2 * top_k), str(image)]
+
+
+def top_classes(module: LongTailedModule, images: Tensor, top_k: int) -> list[list[Any]]:
+    """For each image class 1, probability 1, class 2, ..., by falling probability."""
+    import torch
+
+    with torch.inference_mode():
+        probabilities, classes = module.probabilities(images.to(module.device)).cpu().topk(top_k, dim=-1)
+    return [
+        [cell for p, c in zip(row_p, row_c, strict=True) for cell in (module.class_names[c], f"{p:.6f}")]
+        for row_p, row_c in zip(probabilities.tolist(), classes.tolist(), strict=True)
+    ]
+
+
+def write_rows(path: Path, rows: Iterator[list[Any]], top_k: int) -> int:
+    """Write the CSV file; the number of rows with an error."""
+    import csv
+
+    header = ["path", *[name for k in range(1, top_k + 1) for name in (f"class_{k}", f"probability_{k}")], "error"]
+    failures = 0
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for row in rows:
+            failures += bool(row[-1])
+            writer.writerow(row)
+    return failures
+
+
+def pick_device(accelerator: str) -> str:
+    """The device that an `accelerator` setting means.
+
+    Raises:
+        ArgumentError: it is unknown, or not there.
+    """
+    import torch
+
+    from mllt.errors import ArgumentError, check_choice
+
+    available: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
+    if check_choice("accelerator", accelerator, ("auto", *available)) == "auto":
+        return next(name for name, is_there in available.items() if is_there())
+    if not available[accelerator]():
+        raise ArgumentError(f"Expected a {accelerator} device, but this machine has none. Set accelerator=auto.")
+    return accelerator
+
+
+if __name__ == "__main__":
+    main()

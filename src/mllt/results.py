@@ -1,0 +1,209 @@
+"""A run's folder: what lies in it, `results.json`, and the table that is printed.
+
+    config.yaml      every setting of the run, resolved
+    checkpoints/     last.ckpt, and best.ckpt where there is a validation split
+    metrics.csv      losses and accuracies by epoch
+    results.json     what the run showed, and how it came about
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from yaml import YAMLError
+
+from mllt.errors import DataError
+
+GROUPS = ("many", "medium", "few", "all")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting, resolved."""
+        return self.root / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last finished epoch."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch on validation, where there is a validation split."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        """Losses and accuracies by epoch."""
+        return self.root / "metrics.csv"
+
+    @property
+    def results(self) -> Path:
+        """What the run showed."""
+        return self.root / "results.json"
+
+    def relative(self, path: Path) -> Path:
+        """A path within the folder, as seen from it."""
+        return path.relative_to(self.root)
+
+    def write_config(self, config: DictConfig) -> None:
+        """Keep the resolved settings."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+
+    def read_config(self) -> DictConfig:
+        """The settings the run was made with.
+
+        Raises:
+            DataError: they are not there, or unreadable.
+        """
+        try:
+            config = OmegaConf.load(self.config)
+        except (OSError, YAMLError, UnicodeDecodeError) as error:
+            raise DataError(f"Expected the settings of the run in {self.config}, but reading them failed: {error}") from error
+        if not isinstance(config, DictConfig):
+            raise DataError(f"Expected {self.config} to hold settings by name, but it does not.")
+        return config
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: str | Path) -> RunFolder:
+        """The run a checkpoint belongs to: the folder above `checkpoints/`."""
+        return cls(Path(checkpoint).expanduser().resolve().parent.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all (temporary file, fsync, rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """The content of a `results.json`, or of the one in a run's folder.
+
+    Raises:
+        DataError: it is not there, or is no JSON object.
+    """
+    path = Path(path).expanduser()
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"Expected {path} to be the results of a finished run, but reading it failed: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"Expected {path} to hold a JSON object, but it holds a {type(content).__name__}.")
+    return content
+
+
+def table(test: Mapping[str, Any], shot_groups: Mapping[str, int], title: str = "") -> Table:
+    """The paper's table of one run: rows experts and ensemble, columns many / medium / few / all, raw and compensated.
+
+    Args:
+        test: `Evaluation.compute()`.
+        shot_groups: classes per group.
+        title: printed above.
+    """
+    result = Table(
+        title=title, title_justify="left", title_style="bold", caption=_caption(shot_groups), caption_justify="left", box=SIMPLE_HEAD
+    )
+    result.add_column("top-1, %", no_wrap=True)
+    for kind in ("raw", "PC"):
+        for group in GROUPS:
+            result.add_column(f"{kind}\n{group}", justify="right", no_wrap=True)
+    experts = test["experts"]
+    for number, expert in enumerate(experts, start=1):
+        if len(experts) > 1:
+            result.add_row(f"expert {number}", *_cells(expert))
+    result.add_section()
+    result.add_row("ensemble" if len(experts) > 1 else "network", *_cells(test["ensemble"]), style="bold")
+    return result
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    values = [row[kind][group] for kind in ("raw", "compensated") for group in GROUPS]
+    return ["n/a" if value is None else f"{value:.1f}" for value in values]
+
+
+def _caption(shot_groups: Mapping[str, int]) -> str:
+    groups = ", ".join(f"{count} {name}" for name, count in shot_groups.items())
+    return f"raw: as trained; PC: post-compensated to the test prior. Classes: {groups}"
+
+
+def say(*things: Any) -> None:
+    """Print tables and lines on standard output; lines stay whole, for those who copy from them."""
+    console = Console()
+    for thing in things:
+        console.print(thing, highlight=False, markup=False, soft_wrap=isinstance(thing, str))
+
+
+def device_name(device: torch.device, count: int) -> str:
+    """What a run was made on: number and name of the devices."""
+    if device.type == "cuda":
+        return f"{count} x {torch.cuda.get_device_name(device)}"
+    return f"{count} x {device.type} ({torch.get_num_threads()} threads)"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("mllt", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "timm", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit this code was run from, with "-dirty" when files differ from it; None outside a repository of ours."""
+    here = Path(__file__).resolve().parent
+    try:
+        root = _git(here, "rev-parse", "--show-toplevel")
+        if not (Path(root) / "src" / "mllt").samefile(here):  # installed into somebody else's repository
+            return None
+        dirty = "-dirty" if _git(here, "status", "--porcelain", "--untracked-files=no") else ""
+        return _git(here, "rev-parse", "HEAD") + dirty
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()
