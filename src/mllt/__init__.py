@@ -65,7 +65,7 @@ _WHERE = {
     "load_checkpoint": "mllt.methods",
 }
 
-__all__ = ["__version__", *_WHERE]  # noqa: PLE0604
+__all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,8 @@ import warnings
 from typing import Any
 
 import lightning as L
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_method, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -56,7 +57,9 @@ def _build(section: str, base: type, arguments: dict[str, Any]) -> Any:
     try:
         cls = get_class(target)
     except Exception as error:  # whatever importing somebody's module may raise
-        raise ArgumentError(f"Expected `{section}._target_` to name a class, but importing {target!r} failed: {error}") from error
+        raise ArgumentError(
+            f"Expected `{section}._target_` to name a class, but importing {target!r} failed: {error}"
+        ) from error
     if not issubclass(cls, base):
         raise ArgumentError(f"Expected `{section}._target_` to be a {base.__name__}, but {target} is not.")
     try:
@@ -69,13 +72,13 @@ def build_loggers(config: DictConfig, folder: RunFolder) -> list[Logger]:
     """`metrics.csv`, and the logger that was asked for."""
     loggers: list[Logger] = [MetricsCSV(folder.root)]
     if config.logger:
-        loggers.append(instantiate(config.logger, folder=str(folder.root), config=plain(config), _convert_="all"))
+        section = plain(config.logger)
+        make = get_method(section.pop("_target_"))
+        loggers.append(make(folder=str(folder.root), config=plain(config), **section))
     return loggers
 
 
-def build_trainer(
-    config: DictConfig, folder: RunFolder, data: LongTailedDataModule, loggers: list[Logger]
-) -> L.Trainer:
+def build_trainer(config: DictConfig, folder: RunFolder, data: LongTailedDataModule, loggers: list[Logger]) -> L.Trainer:
     """Lightning's trainer, with checkpoints, progress and loggers."""
     quiet_lightning()
     arguments = plain(config.trainer)
@@ -93,7 +96,7 @@ def build_trainer(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-    except (ValueError, TypeError, RuntimeError) as error:  # Lightning's own checks: MisconfigurationException is one
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise ArgumentError(f"The settings of `trainer` do not fit: {' '.join(str(error).split())}") from error
 
 

@@ -27,6 +27,7 @@ from mllt.errors import ArgumentError, MlltError, did_you_mean
 CONFIG_MODULE = "mllt.conf"
 _STAMP = "MLLT_RUN_STAMP"
 _TRACE = "HYDRA_FULL_ERROR"
+_WANTS_TRACE = "MLLT_FULL_ERROR"
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
@@ -40,7 +41,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
     # One time for the whole command: the processes of a distributed run inherit it, and so share the folder.
     os.environ.setdefault(_STAMP, datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     _register_resolvers()
-    wants_trace = os.environ.get(_TRACE, "0") not in ("", "0")
+    # What the user set, not what we set below and other processes of the run inherit
+    wants_trace = os.environ.setdefault(_WANTS_TRACE, os.environ.get(_TRACE, "0")) not in ("", "0")
     os.environ[_TRACE] = "1"  # or Hydra prints its own message and exits before we can say anything better
     returned: list[Any] = []  # hydra.main keeps it to itself
     wrapped = _checked(task, config_name, returned)

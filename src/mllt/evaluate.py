@@ -76,7 +76,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         name = f"{config.split}-{Path(str(prior)).stem}.json"
         output = Path(config.output).expanduser() if config.output else folder.root / "evaluations" / name
         write_json(output, results)
-        say(table(module.test_results or {}, results["shot_groups"], f"{config.split}, compensated to {prior}"), f"Written to {output}")
+        say(
+            table(module.test_results or {}, results["shot_groups"], f"{config.split}, compensated to {prior}"),
+            f"Written to {output}",
+        )
     return results
 
 

@@ -56,7 +56,10 @@ def predict(config: DictConfig) -> int:
     os.replace(partial, output)
     say(f"{len(pictures)} pictures, {failures} of them unreadable{passed_over}. Written to {output}")
     if failures:
-        print(f"Error: {failures} of {len(pictures)} pictures could not be read; column `error` of {output} says why.", file=sys.stderr)
+        print(
+            f"Error: {failures} of {len(pictures)} pictures could not be read; column `error` of {output} says why.",
+            file=sys.stderr,
+        )
     return failures
 
 

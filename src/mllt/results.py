@@ -1,9 +1,9 @@
 """A run's folder: what lies in it, `results.json`, and the table that is printed.
 
-    config.yaml      every setting of the run, resolved
-    checkpoints/     last.ckpt, and best.ckpt where there is a validation split
-    metrics.csv      losses and accuracies by epoch
-    results.json     what the run showed, and how it came about
+config.yaml      every setting of the run, resolved
+checkpoints/     last.ckpt, and best.ckpt where there is a validation split
+metrics.csv      losses and accuracies by epoch
+results.json     what the run showed, and how it came about
 """
 
 from __future__ import annotations
@@ -139,7 +139,12 @@ def table(test: Mapping[str, Any], shot_groups: Mapping[str, int], title: str = 
         title: printed above.
     """
     result = Table(
-        title=title, title_justify="left", title_style="bold", caption=_caption(shot_groups), caption_justify="left", box=SIMPLE_HEAD
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=_caption(shot_groups),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
     )
     result.add_column("top-1, %", no_wrap=True)
     for kind in ("raw", "PC"):
@@ -203,7 +208,5 @@ def git_commit() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-    )
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10)
     return done.stdout.strip()

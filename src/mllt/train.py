@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import lightning as L
     from omegaconf import DictConfig
 
-    from mllt.data import LongTailedDataModule
     from mllt.methods import LongTailedModule
     from mllt.results import RunFolder
 
@@ -99,7 +98,11 @@ def report(results: dict[str, Any], folder: RunFolder) -> None:
 
     write_json(folder.results, results)
     title = f"{results['experiment']}: {results['method']}, seed {results['seed']}, {results['epochs']} epochs"
-    seconds = f" in {results['train_seconds']:.0f} s ({results['images_per_second']:,.0f} images/s)" if results["train_seconds"] else ""
+    seconds = (
+        f" in {results['train_seconds']:.0f} s ({results['images_per_second']:,.0f} images/s)"
+        if results["train_seconds"]
+        else ""
+    )
     say(
         table(results["test"], results["shot_groups"], title),
         f"Trained{seconds}. Everything lies in {folder.root}:",

@@ -73,4 +73,4 @@ def finish_loggers(loggers: list[Logger]) -> None:
         if type(logger).__name__ == "WandbLogger":
             import wandb
 
-            wandb.finish(quiet=True)
+            wandb.finish()

@@ -56,7 +56,7 @@ class _CIFARLT(LongTailedDataModule):
     def train_indices(self) -> IntArray:
         """Positions in CIFAR's official training order of the kept images (after any validation split), int64."""
         source = self.splits.train
-        return source.rows  # type: ignore[attr-defined, no-any-return]
+        return source.rows  # type: ignore[attr-defined]
 
     def prepare_data(self) -> None:
         """Download CIFAR when asked to (once per machine)."""

@@ -91,6 +91,13 @@ def _pictures(folder: str, place: bytes, ignored: Counter[str], above: frozenset
             ignored[_kind(entry.name)] += 1
 
 
+def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """All pictures in a folder and below, by path, and how many entries of each kind were passed over."""
+    ignored: Counter[str] = Counter()
+    found = [folder / os.fsdecode(path) for path in _pictures(str(folder), b"", ignored, frozenset())]
+    return found, ignored
+
+
 def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
     """What lies in a folder, by name."""
     try:

@@ -169,7 +169,7 @@ class GlobalBatchSampler(DistributedSampler[BatchRequest]):
         """Micro-batches per epoch on this device."""
         return self.steps * self.accumulate
 
-    def __iter__(self) -> Iterator[BatchRequest]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[BatchRequest]:
         indices = self.order(self.epoch)
         for step in range(self.steps):
             start = step * self.global_batch_size
@@ -205,7 +205,7 @@ class EvaluationSampler(DistributedSampler[BatchRequest]):
     def __len__(self) -> int:
         return -(-len(self.mine) // self.batch_size)
 
-    def __iter__(self) -> Iterator[BatchRequest]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[BatchRequest]:
         for start in range(0, len(self.mine), self.batch_size):
             indices = self.mine[start : start + self.batch_size]
             yield BatchRequest(0, indices, indices, 1.0)

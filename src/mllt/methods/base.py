@@ -253,10 +253,12 @@ class LongTailedModule(L.LightningModule):
         for kind in KINDS:
             scalars = {f"{split}/{kind}/{name}": value for name, value in table["ensemble"][kind].items()}
             if self.num_experts > 1:
-                scalars.update({f"{split}/{kind}/all_expert{i + 1}": row[kind]["all"] for i, row in enumerate(table["experts"])})
+                scalars.update(
+                    {f"{split}/{kind}/all_expert{i + 1}": row[kind]["all"] for i, row in enumerate(table["experts"])}
+                )
             self.log_dict({name: value for name, value in scalars.items() if value is not None}, rank_zero_only=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         hp = self.hparams
         groups = parameter_groups(self.network, hp["weight_decay"], decay_norm_and_bias=hp["decay_norm_and_bias"])
         optimizer = sgd(groups, hp["lr"], hp["momentum"], nesterov=hp["nesterov"])
@@ -316,15 +318,13 @@ class LongTailedModule(L.LightningModule):
             )
         if not cls.method and method not in cls.registry:
             raise CheckpointError(
-                f"Expected {checkpoint_path} to be of a known method, but it is of {method!r}. {did_you_mean(method, cls.registry)} "
-                "If the method is your own, import its class first."
+                f"Expected {checkpoint_path} to be of a known method, but it is of {method!r}. "
+                f"{did_you_mean(method, cls.registry)} If the method is your own, import its class first."
             )
         return cls.registry[method]._from_content(checkpoint, Path(checkpoint_path), strict, overrides)
 
     @classmethod
-    def _from_content(
-        cls, checkpoint: dict[str, Any], path: Path, strict: bool, overrides: dict[str, Any]
-    ) -> LongTailedModule:
+    def _from_content(cls, checkpoint: dict[str, Any], path: Path, strict: bool, overrides: dict[str, Any]) -> LongTailedModule:
         ours = checkpoint[KEY]
         # Weights come from the checkpoint: nothing pretrained is fetched again.
         arguments = {**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), "pretrained": False}

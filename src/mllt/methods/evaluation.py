@@ -22,11 +22,13 @@ class Evaluation(nn.Module):
         many_above, few_below, inclusive: the shot-group rule, see `mllt.longtail.shot_groups`.
     """
 
+    class_counts: Tensor
+
     def __init__(
         self, class_counts: Tensor, num_experts: int, many_above: int = 100, few_below: int = 20, inclusive: bool = False
     ) -> None:
         super().__init__()
-        self.rule = {"many_above": many_above, "few_below": few_below, "inclusive": inclusive}
+        self.rule: dict[str, Any] = {"many_above": many_above, "few_below": few_below, "inclusive": inclusive}
         self.accuracy = nn.ModuleDict({kind: ShotAccuracy(class_counts, num_experts, **self.rule) for kind in KINDS})
         self.calibration = nn.ModuleDict({kind: ExpectedCalibrationError(num_experts=num_experts) for kind in KINDS})
         self.register_buffer("class_counts", class_counts, persistent=False)
