@@ -23,6 +23,7 @@ class CrossEntropyModule(LongTailedModule):
     Args:
         common: see `LongTailedModule`.
 
+    >>> import torch
     >>> module = CrossEntropyModule(class_counts=[30, 10, 2], network="resnet20")
     >>> module(torch.zeros(4, 3, 32, 32)).shape
     torch.Size([1, 4, 3])

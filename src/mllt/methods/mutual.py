@@ -43,6 +43,7 @@ class MutualLTModule(LongTailedModule):
     Raises:
         ArgumentError: a value is out of range, or values do not fit each other.
 
+    >>> import torch
     >>> module = MutualLTModule(class_counts=[30, 10, 2], network="resnet20", num_experts=3)
     >>> module(torch.zeros(4, 3, 32, 32)).shape
     torch.Size([3, 4, 3])
