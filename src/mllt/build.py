@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
 from typing import Any
 
 import lightning as L
-from hydra.utils import get_class, get_method, instantiate
+from hydra.utils import get_method, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -54,13 +55,14 @@ def _build(section: str, base: type, arguments: dict[str, Any]) -> Any:
     target = arguments.pop("_target_", None)
     if not isinstance(target, str):
         raise ArgumentError(f"Expected `{section}._target_` to name a class, but got {target!r}.")
+    package, _, name = target.rpartition(".")
     try:
-        cls = get_class(target)
+        cls = getattr(importlib.import_module(package), name)
     except Exception as error:  # whatever importing somebody's module may raise
         raise ArgumentError(
             f"Expected `{section}._target_` to name a class, but importing {target!r} failed: {error}"
         ) from error
-    if not issubclass(cls, base):
+    if not (isinstance(cls, type) and issubclass(cls, base)):
         raise ArgumentError(f"Expected `{section}._target_` to be a {base.__name__}, but {target} is not.")
     try:
         return cls(**arguments)

@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mllt.errors import ArgumentError, MlltError, did_you_mean
 
@@ -28,6 +28,7 @@ CONFIG_MODULE = "mllt.conf"
 _STAMP = "MLLT_RUN_STAMP"
 _TRACE = "HYDRA_FULL_ERROR"
 _WANTS_TRACE = "MLLT_FULL_ERROR"
+_USERS_MISTAKES = (MlltError, HydraException, OmegaConfBaseException)
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
@@ -44,14 +45,16 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
     # What the user set, not what we set below and other processes of the run inherit
     wants_trace = os.environ.setdefault(_WANTS_TRACE, os.environ.get(_TRACE, "0")) not in ("", "0")
     os.environ[_TRACE] = "1"  # or Hydra prints its own message and exits before we can say anything better
-    returned: list[Any] = []  # hydra.main keeps it to itself
-    wrapped = _checked(task, config_name, returned)
+    outcome = _Outcome()
+    wrapped = _checked(task, config_name, outcome)
     try:
         hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=config_name)(wrapped)()
+        if outcome.error is not None:
+            raise outcome.error
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
-    except (MlltError, HydraException, OmegaConfBaseException) as error:
+    except _USERS_MISTAKES as error:
         if wants_trace:
             raise
         print(f"Error: {_explain(error, config_name)}", file=sys.stderr)
@@ -59,7 +62,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
     finally:
         if not wants_trace:
             os.environ.pop(_TRACE, None)
-    return returned[0] if len(returned) == 1 else None
+    return outcome.value
 
 
 def _register_resolvers() -> None:
@@ -70,13 +73,29 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("mllt.slug", lambda text: re.sub(r"[^\w.=,+-]+", "-", str(text))[:150], replace=True)
 
 
-def _checked(task: Callable[[DictConfig], Any], config_name: str, returned: list[Any]) -> Callable[[DictConfig], Any]:
-    """The task behind a check of the overrides' types; what it returns is also put into `returned`."""
+class _Outcome:
+    """What a single run returned or raised, which `hydra.main` keeps to itself or prints in its own way."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+def _checked(task: Callable[[DictConfig], Any], config_name: str, outcome: _Outcome) -> Callable[[DictConfig], Any]:
+    """The task behind a check of the overrides' types."""
 
     def checked(config: DictConfig) -> Any:
-        check_override_types(config_name, list(HydraConfig.get().overrides.task), HydraConfig.get().runtime.choices)
-        returned.append(task(config))
-        return returned[-1]
+        settings = HydraConfig.get()
+        try:
+            check_override_types(config_name, list(settings.overrides.task), settings.runtime.choices)
+            value = task(config)
+        except _USERS_MISTAKES as error:
+            if settings.mode == RunMode.MULTIRUN:  # Hydra says which job of the sweep it was
+                raise
+            outcome.error = error
+            return None
+        if settings.mode != RunMode.MULTIRUN:
+            outcome.value = value
+        return value
 
     return checked
 
@@ -144,9 +163,14 @@ def _explain(error: Exception, config_name: str) -> str:
         wrong = re.search(r"Could not (?:override|append to config|delete from config).*?'([^'=]+)", str(error))
         if wrong:
             return _explain_key(wrong.group(1).split("@")[0], str(error), config_name)
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or "a setting"
+        return f"`{key}` has no default and needs a value. Type {key}=..."
     cause = error.__cause__
     if isinstance(cause, MlltError):  # raised while Hydra built an object
         return str(cause)
+    if isinstance(error, MlltError) and str(error).startswith("Caught "):  # in a loader's process: the text is a traceback
+        return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 

@@ -38,9 +38,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     'Known: one, two.'
     """
     names = [str(name) for name in known]
+    return f"{_closest(word, names)}Known: {', '.join(names)}."
+
+
+def _closest(word: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.55)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(names)}."
+    return f"Did you mean {close[0]!r}? " if close else ""
 
 
 def name_some(items: Sequence[Any], show: int = 5) -> str:
@@ -54,10 +57,16 @@ def name_some(items: Sequence[Any], show: int = 5) -> str:
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
-    """Return `value` if it is one of `choices`, else raise `ArgumentError` with the closest one."""
+    """Return `value` if it is one of `choices`, else raise `ArgumentError` with the closest one.
+
+    >>> check_choice("head", "cosin", ["linear", "cosine"])
+    Traceback (most recent call last):
+    mllt.errors.ArgumentError: Expected `head` to be one of linear, cosine, but got 'cosin'. Did you mean 'cosine'?
+    """
     choices = list(choices)
     if not isinstance(value, str) or value not in choices:
-        raise ArgumentError(f"Expected `{name}` to be one of {choices}, but got {value!r}. {did_you_mean(str(value), choices)}")
+        hint = _closest(str(value), choices).rstrip()
+        raise ArgumentError(f"Expected `{name}` to be one of {', '.join(choices)}, but got {value!r}.{' ' * bool(hint)}{hint}")
     return value
 
 

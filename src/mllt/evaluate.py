@@ -73,11 +73,12 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         "test": module.test_results,
     }
     if trainer.is_global_zero:
-        name = f"{config.split}-{Path(str(prior)).stem}.json"
+        named = Path(prior).stem if isinstance(prior, str) else "uniform" if prior is None else "numbers"
+        name = f"{config.split}-{named}.json"
         output = Path(config.output).expanduser() if config.output else folder.root / "evaluations" / name
         write_json(output, results)
         say(
-            table(module.test_results or {}, results["shot_groups"], f"{config.split}, compensated to {prior}"),
+            table(module.test_results or {}, results["shot_groups"], f"{config.split}, compensated to {named}"),
             f"Written to {output}",
         )
     return results

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mllt.errors import ArgumentError, DataError, check_bool, check_choice, check_integer, check_number, name_some
+from mllt.errors import ArgumentError, DataError, check_bool, check_choice, check_integer, check_number, did_you_mean, name_some
 
 SHOT_GROUPS = ("many", "medium", "few")
 PROFILES = ("exponential", "step")
@@ -306,7 +306,10 @@ def resolve_test_prior(
         if prior in ("forward", "backward"):
             return long_tailed_prior(counts, factor, backward=prior == "backward")
         if not Path(prior).is_file():
-            check_choice("test_prior (a name, or the path of a file that exists)", prior, TEST_PRIORS)
+            raise ArgumentError(
+                f"Expected `test_prior` to be a name or the path of a file, but there is no file {prior!r}. "
+                f"{did_you_mean(prior, TEST_PRIORS)}"
+            )
         prior = _read_numbers(Path(prior))
     weights = torch.as_tensor(prior).double()
     if weights.ndim == 1 and bool((weights >= 0).all()) and float(weights.sum()) > 0:

@@ -27,8 +27,7 @@ from rich.table import Table
 from yaml import YAMLError
 
 from mllt.errors import DataError
-
-GROUPS = ("many", "medium", "few", "all")
+from mllt.methods.evaluation import GROUPS, KINDS
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def table(test: Mapping[str, Any], shot_groups: Mapping[str, int], title: str = 
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    values = [row[kind][group] for kind in ("raw", "compensated") for group in GROUPS]
+    values = [row[kind][group] for kind in KINDS for group in GROUPS]
     return ["n/a" if value is None else f"{value:.1f}" for value in values]
 
 

@@ -46,7 +46,11 @@ def train(config: DictConfig) -> float:
         trainer = build_trainer(config, folder, data, loggers)
         if trainer.is_global_zero:
             folder.write_config(config)
-            say(data.summary(config.evaluation.many_above, config.evaluation.few_below), *(f"Note: {r}" for r in remarks))
+            rule = config.evaluation
+            say(
+                data.summary(rule.many_above, rule.few_below, inclusive=rule.shot_edges_inclusive),
+                *(f"Note: {remark}" for remark in remarks),
+            )
         trainer.fit(module, datamodule=data, ckpt_path=config.resume, weights_only=True)
         validated = trainer.callback_metrics.get("val/compensated/all")
         trainer.test(module, datamodule=data, verbose=False)

@@ -67,7 +67,7 @@ def test_without_test_folder_val_is_the_test_set_and_a_note_says_so(splits):
     module = ImageFolderLT(splits, **SETTINGS)
     assert len(module.splits.test) == 6
     assert module.splits.val is None
-    assert "note: there is no folder test: val is the test set" in module.summary()
+    assert "Note: there is no folder test: val is the test set" in module.summary()
 
 
 def test_train_folder_alone_gives_a_held_out_test_set(splits):
@@ -122,7 +122,7 @@ def test_what_is_ignored_is_counted_and_told(classes):
         "broken links": 1,
     }
     assert scan_classes(classes).ignored == expected
-    note = next(line for line in module.summary().splitlines() if line.startswith("note: ignored"))
+    note = next(line for line in module.summary().splitlines() if line.startswith("Note: ignored"))
     for kind, count in expected.items():
         assert f"{count} {kind}" in note
     assert len(module.splits.train) + len(module.splits.test) == 16
@@ -148,7 +148,7 @@ def test_class_only_in_test_is_refused_by_name(splits):
 def test_class_missing_from_test_is_noted_by_name(splits):
     for path in (splits / "test" / "eel").iterdir():
         path.unlink()
-    assert "note: 1 of 3 classes have no test image: 'eel'" in ImageFolderLT(splits, **SETTINGS).summary()
+    assert "Note: 1 of 3 classes have no test image: 'eel'" in ImageFolderLT(splits, **SETTINGS).summary()
 
 
 def test_class_folder_without_picture_is_refused_by_name(classes):
@@ -200,7 +200,7 @@ def test_every_class_of_three_gives_a_test_image_and_none_its_last(fraction):
 
 
 def test_classes_too_small_for_a_test_image_are_told(classes):
-    assert "note: 1 of 3 classes have no test image: 'eel'" in ImageFolderLT(classes, **SETTINGS).summary()
+    assert "Note: 1 of 3 classes have no test image: 'eel'" in ImageFolderLT(classes, **SETTINGS).summary()
 
 
 def test_held_out_images_follow_split_seed_and_not_seed(classes):
@@ -247,7 +247,7 @@ def test_profile_cuts_the_training_images_only(classes):
     assert cut.class_counts.tolist() == [3, 1, 1]
     assert names(cut.splits.test) == names(whole.splits.test)
     assert set(names(cut.splits.train)) < set(names(whole.splits.train))
-    assert "note: 5 of 10 training images are kept: step profile of imbalance factor 2, subset_seed=0" in cut.summary()
+    assert "Note: 5 of 10 training images are kept: step profile of imbalance factor 2, subset_seed=0" in cut.summary()
 
 
 def test_profile_follows_subset_seed_and_not_seed(classes):

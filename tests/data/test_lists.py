@@ -234,7 +234,7 @@ def test_without_validation_list_there_is_none_and_a_note(own_imagenet):
 def test_changed_list_is_noted_or_refused(imagenet):
     found = blob_id(imagenet / "ImageNet_LT_train.txt")
     module = ImageNetLT(imagenet, **SETTINGS)
-    assert f"note: ImageNet_LT_train.txt is not the official list (`git hash-object` prints {found}" in module.summary()
+    assert f"Note: ImageNet_LT_train.txt is not the official list (`git hash-object` prints {found}" in module.summary()
     with pytest.raises(DataError, match=r"ImageNet_LT_train\.txt is not the official list"):
         ImageNetLT(imagenet, verify_lists=True, **SETTINGS).setup()
 
@@ -457,7 +457,7 @@ def test_picture_in_val_and_test_is_refused(own_imagenet):
 
 def test_class_without_test_image_is_noted(own_imagenet):
     save_list(own_imagenet / "ImageNet_LT_test.txt", imagenet_rows()["test"][:4])
-    assert "note: 1 of 3 classes have no test image: 'n01484850'" in ImageNetLT(own_imagenet, **SETTINGS).summary()
+    assert "Note: 1 of 3 classes have no test image: 'n01484850'" in ImageNetLT(own_imagenet, **SETTINGS).summary()
 
 
 @pytest.mark.parametrize(

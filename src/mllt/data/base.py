@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -117,10 +118,14 @@ class LongTailedDataModule(L.LightningDataModule):
         """Training images per class, int64 `(C,)`."""
         return count_classes(self.splits.train.labels, self.num_classes)
 
-    def summary(self, many_above: int = 100, few_below: int = 20) -> str:
-        """The tail in a few words: images, classes, largest and smallest class, imbalance factor, classes per group."""
+    def summary(self, many_above: int = 100, few_below: int = 20, *, inclusive: bool = False) -> str:
+        """The tail in a few words: images, classes, largest and smallest class, imbalance factor, classes per group.
+
+        Args:
+            many_above, few_below, inclusive: the shot-group rule, see `mllt.longtail.shot_groups`.
+        """
         counts = self.class_counts
-        groups = shot_groups(counts, many_above, few_below)
+        groups = shot_groups(counts, many_above, few_below, inclusive=inclusive)
         splits = self.splits
         val = f"{len(splits.val):,} validation images" if splits.val is not None else "no validation split"
         return (
@@ -213,5 +218,6 @@ class LongTailedDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # a loader draws a number from it when it starts: not from the global one
             pin_memory=on_gpu,
         )

@@ -355,9 +355,10 @@ class ImageFileDataModule(LongTailedDataModule):
     def preprocessing(self) -> dict[str, Any]:
         return {"size": self.image_size, "resize": self.resize, "mean": self.mean, "std": self.std}
 
-    def summary(self, many_above: int = 100, few_below: int = 20) -> str:
+    def summary(self, many_above: int = 100, few_below: int = 20, *, inclusive: bool = False) -> str:
         """As `LongTailedDataModule.summary`, with one more line per note."""
-        return "\n".join([super().summary(many_above, few_below), *(f"note: {note}" for note in self.notes)])
+        tail = super().summary(many_above, few_below, inclusive=inclusive)
+        return "\n".join([tail, *(f"Note: {note}" for note in self.notes)])
 
 
 def _check_resize(resize: int | str | None, image_size: int) -> int | None:

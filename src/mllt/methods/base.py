@@ -15,7 +15,7 @@ from torch import Tensor
 from mllt.checkpoint import FORMAT, KEY, read_checkpoint
 from mllt.data.sources import Batch
 from mllt.errors import ArgumentError, CheckpointError, check_bool, check_number, did_you_mean
-from mllt.longtail import check_class_counts, compensation_offset, resolve_test_prior, shot_groups
+from mllt.longtail import TEST_PRIORS, check_class_counts, compensation_offset, resolve_test_prior, shot_groups
 from mllt.methods.evaluation import KINDS, Evaluation
 from mllt.networks import build_network
 from mllt.optim import check_schedule, epoch_schedule, parameter_groups, sgd
@@ -131,7 +131,7 @@ class LongTailedModule(L.LightningModule):
                 "gamma": gamma,
                 "warmup_epochs": warmup_epochs,
                 "ema_decay": ema_decay,
-                "test_prior": test_prior if isinstance(test_prior, str) or test_prior is None else list(map(float, test_prior)),
+                "test_prior": _portable_prior(test_prior, counts, test_prior_factor),
                 "test_prior_factor": test_prior_factor,
                 "many_above": many_above,
                 "few_below": few_below,
@@ -341,6 +341,14 @@ class LongTailedModule(L.LightningModule):
 def load_checkpoint(path: str | Path, map_location: Any = "cpu", **overrides: Any) -> LongTailedModule:
     """The module of a checkpoint, of whichever method it is; see `LongTailedModule.load_from_checkpoint`."""
     return LongTailedModule.load_from_checkpoint(path, map_location, **overrides)
+
+
+def _portable_prior(prior: str | Sequence[float] | Tensor | None, counts: Tensor, factor: float) -> str | list[float] | None:
+    """A test prior that means the same on every machine: its name, or its numbers (also those of a file)."""
+    if prior is None or (isinstance(prior, str) and prior in TEST_PRIORS):
+        return prior
+    resolved = resolve_test_prior(prior, counts, factor)
+    return None if resolved is None else resolved.tolist()
 
 
 def as_batch(batch: Any) -> Batch:

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mllt.longtail import SHOT_GROUPS
 from mllt.metrics import ExpectedCalibrationError, ShotAccuracy, shot_accuracy
 
 KINDS = ("raw", "compensated")
-GROUPS = ("many", "medium", "few", "all")
+GROUPS = (*SHOT_GROUPS, "all")
 
 
 class Evaluation(nn.Module):
