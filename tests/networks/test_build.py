@@ -185,7 +185,7 @@ def test_channels_last_stays_and_gives_the_same_logits():
         ({"num_experts": 0}, ["`num_experts` to be a whole number of at least 1, but got 0"]),
         ({"num_experts": -1}, ["`num_experts`"]),
         ({"num_experts": 2.0}, ["`num_experts`"]),
-        ({"shared": "stage4"}, ["`shared` to be one of", "'none', 'stem', 'stage1'", "'stage4'"]),
+        ({"shared": "stage4"}, ["`shared` to be one of", "none, stem, stage1", "'stage4'"]),
         ({"shared": "layer2"}, ["`shared`", "stage2"]),
         ({"shared": 2}, ["`shared`"]),
         ({"width": 0}, ["`width` to be a number of at most 8 and above 0, but got 0"]),
