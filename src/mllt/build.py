@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from mllt.callbacks import MetricsCSV
+from mllt.checkpoint import read_checkpoint
 from mllt.data import LongTailedDataModule
 from mllt.errors import ArgumentError, check_integer
 from mllt.methods import LongTailedModule
@@ -111,33 +112,36 @@ def checkpoint_callbacks(folder: RunFolder, data: LongTailedDataModule) -> list[
     return [last, ModelCheckpoint(**common, filename=folder.best.stem, monitor="val/compensated/all", mode="max")]
 
 
-def check_recipe(config: DictConfig, folder: RunFolder) -> list[str]:
-    """Look at the whole before anything runs.
-
-    Returns:
-        Remarks: settings that will have no effect, and the experiment's own warning.
+def check_start(config: DictConfig, folder: RunFolder) -> None:
+    """Look at what no object below checks, before anything is built.
 
     Raises:
-        ArgumentError: the output folder holds a run already.
+        ArgumentError: a bad seed, or the output folder holds a run already.
+        CheckpointError: there is no checkpoint to go on from, or it is damaged.
     """
-    check_integer("batch_size", config.batch_size, 1)
     check_integer("seed", config.seed, 0)
-    if not config.overwrite and not config.resume and (folder.results.exists() or any(folder.checkpoints.glob("*.ckpt"))):
+    if config.resume:
+        read_checkpoint(config.resume)
+    elif not config.overwrite and (folder.results.exists() or any(folder.checkpoints.glob("*.ckpt"))):
         raise ArgumentError(
             f"{folder.root} holds a run already. Choose another output_dir, go on from it with resume={folder.last}, or write "
             "over it with overwrite=true."
         )
-    remarks = [str(config.warning)] if config.warning else []
+
+
+def remarks(config: DictConfig) -> list[str]:
+    """The experiment's own warning, and settings that will have no effect."""
+    said = [str(config.warning)] if config.warning else []
     epochs = config.trainer.max_epochs
     late = [m for m in milestone_epochs(config.schedule.get("milestones", []), epochs) if m >= epochs]
     if late:
-        remarks.append(f"schedule.milestones {late} lie at or after the end of the run (trainer.max_epochs={epochs}).")
+        said.append(f"schedule.milestones {late} lie at or after the end of the run (trainer.max_epochs={epochs}).")
     if config.schedule.warmup_epochs >= epochs:
-        remarks.append(
+        said.append(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs} covers the whole run (trainer.max_epochs={epochs}): the "
             "learning rate only rises."
         )
-    return remarks
+    return said
 
 
 def quiet_lightning() -> None:

@@ -5,6 +5,7 @@ Light to import: `--help` and shell completion must not wait for torch.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
@@ -89,6 +90,7 @@ def _checked(task: Callable[[DictConfig], Any], config_name: str, outcome: _Outc
             check_override_types(config_name, list(settings.overrides.task), settings.runtime.choices)
             value = task(config)
         except _USERS_MISTAKES as error:
+            _remove_if_empty(settings.runtime.output_dir)
             if settings.mode == RunMode.MULTIRUN:  # Hydra says which job of the sweep it was
                 raise
             outcome.error = error
@@ -98,6 +100,12 @@ def _checked(task: Callable[[DictConfig], Any], config_name: str, outcome: _Outc
         return value
 
     return checked
+
+
+def _remove_if_empty(folder: str) -> None:
+    """Take back the folder that Hydra made for a run which never began."""
+    with contextlib.suppress(OSError):  # not empty: something of worth may lie there
+        os.rmdir(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------

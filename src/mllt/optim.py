@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mllt.errors import ArgumentError, check_choice, check_integer, check_number
+from mllt.errors import ArgumentError, check_bool, check_choice, check_integer, check_number
 
 SCHEDULES = ("multistep", "cosine", "constant")
 
@@ -36,10 +36,17 @@ def parameter_groups(module: nn.Module, weight_decay: float, *, decay_norm_and_b
     ]
 
 
+def check_sgd(lr: float, momentum: float, weight_decay: float, *, nesterov: bool) -> None:
+    """Raise `ArgumentError` for settings that SGD cannot have."""
+    check_number("lr", lr, above=0)
+    check_number("momentum", momentum, 0, below=1)
+    check_number("weight_decay", weight_decay, 0)
+    if check_bool("nesterov", nesterov) and momentum == 0:
+        raise ArgumentError("Expected `momentum` above 0 with nesterov=true, but got 0. Set momentum=0.9 or nesterov=false.")
+
+
 def sgd(groups: list[dict[str, Any]], lr: float, momentum: float, *, nesterov: bool) -> Optimizer:
     """`torch.optim.SGD`, with coupled weight decay (L2) as in all of the literature's recipes."""
-    if nesterov and momentum == 0:
-        raise ArgumentError("Expected `momentum` above 0 with nesterov=true, but got 0. Set momentum=0.9 or nesterov=false.")
     return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
 
 

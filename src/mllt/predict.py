@@ -36,6 +36,8 @@ def predict(config: DictConfig) -> int:
     from mllt.methods import load_checkpoint
     from mllt.results import say
 
+    check_integer("top_k", config.top_k, 1)
+    check_integer("batch_size", config.batch_size, 1)
     output = Path(config.output).expanduser()
     if output.exists() and not config.overwrite:
         raise ArgumentError(f"{output} exists already. Choose another output, or write over it with overwrite=true.")
@@ -47,11 +49,11 @@ def predict(config: DictConfig) -> int:
             f"{config.checkpoint} does not say how pictures become inputs. Train it by python -m mllt.train, or give the class "
             "`preprocessing`."
         )
-    top_k = min(check_integer("top_k", config.top_k, 1), module.num_classes)
+    top_k = min(config.top_k, module.num_classes)
     pictures, passed_over = find_input(Path(config.input).expanduser())
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
-    rows = predict_files(module, pictures, top_k, check_integer("batch_size", config.batch_size, 1))
+    rows = predict_files(module, pictures, top_k, config.batch_size)
     failures = write_rows(partial, rows, top_k)
     os.replace(partial, output)
     say(f"{len(pictures)} pictures, {failures} of them unreadable{passed_over}. Written to {output}")
@@ -117,7 +119,7 @@ def top_classes(module: LongTailedModule, images: Tensor, top_k: int) -> list[li
     with torch.inference_mode():
         probabilities, classes = module.probabilities(images.to(module.device)).cpu().topk(top_k, dim=-1)
     return [
-        [cell for p, c in zip(row_p, row_c, strict=True) for cell in (module.class_names[c], f"{p:.6f}")]
+        [cell for p, c in zip(row_p, row_c, strict=True) for cell in (module.class_names[c], f"{p:.6g}")]
         for row_p, row_c in zip(probabilities.tolist(), classes.tolist(), strict=True)
     ]
 

@@ -175,6 +175,15 @@ def say(*things: Any) -> None:
         console.print(thing, highlight=False, markup=False, soft_wrap=isinstance(thing, str))
 
 
+def plural(count: int, noun: str) -> str:
+    """A number and what it counts.
+
+    >>> plural(1, "epoch"), plural(1200, "epoch")
+    ('1 epoch', '1,200 epochs')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def device_name(device: torch.device, count: int) -> str:
     """What a run was made on: number and name of the devices."""
     if device.type == "cuda":

@@ -31,12 +31,12 @@ def train(config: DictConfig) -> float:
     import lightning as L
     from hydra.core.hydra_config import HydraConfig
 
-    from mllt.build import build_data, build_loggers, build_module, build_trainer, check_recipe, plain
+    from mllt.build import build_data, build_loggers, build_module, build_trainer, check_start, plain, remarks
     from mllt.callbacks import finish_loggers
     from mllt.results import RunFolder, say
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir).resolve())
-    remarks = check_recipe(config, folder)
+    check_start(config, folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(plain(config.data), batch_size=config.batch_size, seed=config.seed)
     data.prepare_data()
@@ -49,7 +49,7 @@ def train(config: DictConfig) -> float:
             rule = config.evaluation
             say(
                 data.summary(rule.many_above, rule.few_below, inclusive=rule.shot_edges_inclusive),
-                *(f"Note: {remark}" for remark in remarks),
+                *(f"Note: {remark}" for remark in remarks(config)),
             )
         trainer.fit(module, datamodule=data, ckpt_path=config.resume, weights_only=True)
         validated = trainer.callback_metrics.get("val/compensated/all")
@@ -98,10 +98,10 @@ def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule) ->
 
 def report(results: dict[str, Any], folder: RunFolder) -> None:
     """Write `results.json`, print the table and where everything lies."""
-    from mllt.results import say, table, write_json
+    from mllt.results import plural, say, table, write_json
 
     write_json(folder.results, results)
-    title = f"{results['experiment']}: {results['method']}, seed {results['seed']}, {results['epochs']} epochs"
+    title = f"{results['experiment']}: {results['method']}, seed {results['seed']}, {plural(results['epochs'], 'epoch')}"
     seconds = (
         f" in {results['train_seconds']:.0f} s ({results['images_per_second']:,.0f} images/s)"
         if results["train_seconds"]

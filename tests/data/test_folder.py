@@ -457,7 +457,7 @@ def test_batches_are_the_same_for_0_and_2_workers_and_any_batch_size(classes):
 
 def test_folder_found_from_a_relative_path_has_a_title(classes, monkeypatch):
     monkeypatch.chdir(classes)
-    assert ImageFolderLT(".", **SETTINGS).summary().startswith(f"image folder {classes.name}: ")
+    assert ImageFolderLT(".", **SETTINGS).summary().startswith(f"folder {classes.name}: ")
 
 
 def test_unlistable_folder_is_refused_by_name(classes, monkeypatch):

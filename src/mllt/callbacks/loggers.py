@@ -46,7 +46,7 @@ def wandb_logger(
     except ImportError as error:
         raise ArgumentError("logger=wandb needs wandb, which is not installed. Type: pip install wandb") from error
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.Api().api_key else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(verify=False, prompt=False) else "offline")
     logger = WandbLogger(
         name=Path(folder).name, save_dir=str(folder), project=project, entity=entity, group=group, mode=mode, reinit=True
     )

@@ -305,7 +305,7 @@ class ImageFolderLT(ImageFileDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(root, **settings)
-        self.title = f"image folder {self.root.resolve().name}"
+        self.title = f"folder {self.root.resolve().name}"
         self.layout = check_choice("layout", layout, LAYOUTS)
         self.lists = {"training": train_list, "validation": val_list, "test": test_list}
         self.test_fraction = check_number("test_fraction", test_fraction, above=0, maximum=0.9)

@@ -405,7 +405,10 @@ class ImageListDataModule(ImageFileDataModule):
     def advice(self) -> str:
         known = "; ".join(f"{name} {' or '.join(ids)}" for name, ids in self.blob_ids.items())
         place = self.how_to_get.format(root=self.root, lists=self.list_dir)
-        return f"{place} Check a list with `git hash-object FILE`; it prints for {known}."
+        return (
+            f"{place} If they lie elsewhere: data.root=FOLDER, and data.list_dir=FOLDER for the lists. Check a list with "
+            f"`git hash-object FILE`; it prints for {known}."
+        )
 
     def read_splits(self) -> tuple[dict[str, FileSource], list[str]]:
         self._require([self.train_list, self.test_list])

@@ -10,16 +10,20 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 from mllt.checkpoint import FORMAT, KEY, read_checkpoint
 from mllt.data.sources import Batch
 from mllt.errors import ArgumentError, CheckpointError, check_bool, check_number, did_you_mean
 from mllt.longtail import TEST_PRIORS, check_class_counts, compensation_offset, resolve_test_prior, shot_groups
 from mllt.methods.evaluation import KINDS, Evaluation
+from mllt.metrics import ImageMean
 from mllt.networks import build_network
-from mllt.optim import check_schedule, epoch_schedule, parameter_groups, sgd
+from mllt.optim import check_schedule, check_sgd, epoch_schedule, parameter_groups, sgd
 from mllt.version import __version__
+
+#: What a checkpoint must share with a module that goes on from it.
+_IDENTITY = ("class_counts", "network", "num_experts", "shared", "width", "head")
 
 
 class LongTailedModule(L.LightningModule):
@@ -100,10 +104,7 @@ class LongTailedModule(L.LightningModule):
     ) -> None:
         super().__init__()
         counts = check_class_counts(class_counts).cpu()
-        check_number("lr", lr, above=0)
-        check_number("momentum", momentum, 0, below=1)
-        check_bool("nesterov", nesterov)
-        check_number("weight_decay", weight_decay, 0)
+        check_sgd(lr, momentum, weight_decay, nesterov=nesterov)
         check_bool("decay_norm_and_bias", decay_norm_and_bias)
         check_schedule(schedule, milestones, gamma, warmup_epochs)
         if ema_decay is not None:
@@ -155,6 +156,7 @@ class LongTailedModule(L.LightningModule):
         self.register_buffer("compensation", torch.zeros(counts.numel()), persistent=False)
         self.set_test_prior(test_prior, test_prior_factor)
         self.evaluation = Evaluation(counts, num_experts, many_above, few_below, shot_edges_inclusive)
+        self.train_means = nn.ModuleDict()  # of the terms of the loss, by name
         #: the table of the last test (see `Evaluation.compute`); None before one
         self.test_results: dict[str, Any] | None = None
 
@@ -211,15 +213,18 @@ class LongTailedModule(L.LightningModule):
         batch = as_batch(batch)
         terms = self.objective(self(batch.images), batch.targets)
         loss = torch.stack(list(terms.values())).sum()
-        logged = {"train/loss": loss, **{f"train/{name}": term for name, term in terms.items()}}
-        self.log_dict(
-            {name: value.detach() for name, value in logged.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(batch.targets),
-            sync_dist=self.trainer.world_size > 1,
-        )
+        images = len(batch.targets) * (batch.weight > 0)  # none where an image only fills up an empty share
+        for name, value in {"loss": loss, **terms}.items():
+            self._log_mean(name, value.detach(), images)
         return loss * batch.weight
+
+    def _log_mean(self, name: str, value: Tensor, images: Tensor) -> None:
+        """Log the mean over the epoch's images on all devices. (Lightning's own mean rounds their number per device.)"""
+        if name not in self.train_means:
+            self.train_means[name] = ImageMean().to(value.device)
+        mean = self.train_means[name]
+        mean.update(value, images)  # type: ignore[operator]
+        self.log(f"train/{name}", mean, on_step=False, on_epoch=True, metric_attribute=f"train_means.{name}")  # type: ignore[arg-type]
 
     def on_validation_epoch_start(self) -> None:
         self.evaluation.reset()
@@ -256,7 +261,9 @@ class LongTailedModule(L.LightningModule):
                 scalars.update(
                     {f"{split}/{kind}/all_expert{i + 1}": row[kind]["all"] for i, row in enumerate(table["experts"])}
                 )
-            self.log_dict({name: value for name, value in scalars.items() if value is not None}, rank_zero_only=True)
+            known = {name: value for name, value in scalars.items() if value is not None}
+            # Every rank has the same numbers; logged on all of them, or a checkpoint of the best one could not watch them.
+            self.log_dict(known, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         hp = self.hparams
@@ -293,6 +300,19 @@ class LongTailedModule(L.LightningModule):
             "class_names": self.class_names,
             "preprocessing": self.preprocessing,
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """When training goes on from a checkpoint: it must be of the same method, classes and network."""
+        hp = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        stored = {"method": checkpoint.get(KEY, {}).get("method"), **{name: hp.get(name) for name in _IDENTITY}}
+        wanted = {"method": self.method, **{name: self.hparams[name] for name in _IDENTITY}}
+        different = [name for name in wanted if stored[name] != wanted[name]]
+        if different:
+            name = different[0]
+            raise CheckpointError(
+                f"Expected a checkpoint of the same {', '.join(different)} to go on from, but its {name} is "
+                f"{stored[name]!r}, and here it is {wanted[name]!r}. Use the settings that it was trained with."
+            )
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
