@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from mllt.callbacks import MetricsCSV
 from mllt.checkpoint import read_checkpoint
 from mllt.data import LongTailedDataModule
-from mllt.errors import ArgumentError, check_integer
+from mllt.errors import ArgumentError, check_integer, check_seed
 from mllt.methods import LongTailedModule
 from mllt.optim import milestone_epochs
 from mllt.results import RunFolder
@@ -119,7 +119,7 @@ def check_start(config: DictConfig, folder: RunFolder) -> None:
         ArgumentError: a bad seed, or the output folder holds a run already.
         CheckpointError: there is no checkpoint to go on from, or it is damaged.
     """
-    check_integer("seed", config.seed, 0)
+    check_seed("seed", config.seed)
     if config.resume:
         read_checkpoint(config.resume)
     elif not config.overwrite and (folder.results.exists() or any(folder.checkpoints.glob("*.ckpt"))):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mllt.errors import CheckpointError
@@ -37,11 +41,13 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not path.is_file():
         raise CheckpointError(f"Expected a checkpoint file, but there is none at {path}.{_neighbours(path)}")
     try:
+        if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()) is not None:  # torch does not look
+            raise ValueError(f"the checksum of {broken} does not fit")
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"Expected {path} to hold tensors and plain values only, but it is damaged or holds something else, which was "
-            f"not loaded: {str(error).splitlines()[0]} ({path.stat().st_size:,} bytes). Use another copy of it."
+            f"not loaded{_reason(error)} ({path.stat().st_size:,} bytes). Use another copy of it."
         ) from error
     except Exception as error:  # torch raises EOFError, KeyError, RuntimeError, ... by where the damage lies
         raise CheckpointError(
@@ -49,6 +55,27 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"({path.stat().st_size:,} bytes; it may be cut off or damaged). Use another copy of it."
         ) from error
     return _check_ours(path, checkpoint)
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to switch the protection off."""
+    found = re.search(r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)", str(error))
+    return f": {found.group(1)}" if found else ""
+
+
+def plain_values(value: Any) -> Any:
+    """Numbers and containers of any kind as Python's own, which is all that a checkpoint may hold.
+
+    >>> plain_values({"counts": torch.tensor([3, 1]), "mean": (np.float64(0.5),)})
+    {'counts': [3, 1], 'mean': [0.5]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain_values(item) for item in value]
+    return value
 
 
 def _check_ours(path: Path, checkpoint: Any) -> dict[str, Any]:

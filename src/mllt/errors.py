@@ -8,7 +8,7 @@ fits, so `except ValueError` works too).
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -86,6 +86,11 @@ def check_integer(name: str, value: Any, minimum: int | None = None, maximum: in
     return value
 
 
+def check_seed(name: str, value: Any) -> int:
+    """Return `value` if it is in 0 .. 2^32 - 1, the seeds that every generator takes, else raise `ArgumentError`."""
+    return check_integer(name, value, 0, 2**32 - 1)
+
+
 def check_number(
     name: str,
     value: Any,
@@ -100,7 +105,7 @@ def check_number(
     `minimum` and `maximum` are included, `above` and `below` are not.
     """
     wanted = f"Expected `{name}` to be a number{_bounds(minimum, maximum, above, below)}, but got {value!r}."
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise ArgumentError(wanted)
     if (
         (minimum is not None and value < minimum)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ def _check_profile(num_classes: int, max_count: int, imbalance_factor: float) ->
 
 
 def _no_empty_class(counts: list[int], max_count: int, imbalance_factor: float) -> list[int]:
+    if imbalance_factor <= max_count:  # 49 * (1 / 49) is a little less than 1
+        return [max(1, count) for count in counts]
     if min(counts) < 1:
         raise ArgumentError(
             f"An imbalance factor of {imbalance_factor:g} leaves the smallest class of {max_count} images empty. "
@@ -222,9 +225,10 @@ def compensate(logits: Tensor, class_counts: Tensor, test_prior: Tensor | None =
     tensor([[0.2500, 0.7500]])
     """
     counts = check_class_counts(class_counts)
-    if logits.ndim < 1 or logits.shape[-1] != counts.numel():
+    if logits.ndim < 1 or logits.shape[-1] != counts.numel() or not logits.is_floating_point():
         raise ArgumentError(
-            f"Expected `logits` to be of shape (..., {counts.numel()}), one per class, but got {tuple(logits.shape)}."
+            f"Expected `logits` to be floating and of shape (..., {counts.numel()}), one per class, but got "
+            f"{tuple(logits.shape)} of {logits.dtype}."
         )
     return logits + compensation_offset(counts, test_prior).to(logits)
 
@@ -239,7 +243,7 @@ def compensation_offset(class_counts: Tensor, test_prior: Tensor | None = None) 
 
 def check_prior(name: str, prior: Tensor, num_classes: int) -> Tensor:
     """A distribution over classes, float64 `(C,)`: non-negative, finite, summing to 1 within 1e-3, then normalised."""
-    prior = torch.as_tensor(prior).double()
+    prior = _as_numbers(name, prior)
     if prior.shape != (num_classes,):
         raise ArgumentError(f"Expected `{name}` to be of shape ({num_classes},), but got {tuple(prior.shape)}.")
     if not bool(torch.isfinite(prior).all()) or bool((prior < 0).any()) or abs(float(prior.sum()) - 1) > 1e-3:
@@ -274,14 +278,14 @@ def long_tailed_prior(class_counts: Tensor, factor: float, *, backward: bool = F
 
 
 def resolve_test_prior(
-    prior: str | Sequence[float] | Tensor | None, class_counts: Tensor, factor: float = 100.0
+    prior: str | os.PathLike[str] | Sequence[float] | Tensor | None, class_counts: Tensor, factor: float = 100.0
 ) -> Tensor | None:
     """The test prior that a setting names.
 
     Args:
         prior: "uniform" (or None), "train", "forward", "backward", the path of a file, or the C numbers themselves.
-            A file holds C non-negative numbers (counts or probabilities), in class order: JSON list, or CSV / plain
-            text with the number last on each line.
+            A file holds C non-negative numbers (counts or probabilities), in class order: JSON list, or CSV (with
+            a header or without) / plain text with the number last on each line.
         class_counts: `(C,)` training images per class.
         factor: imbalance factor of "forward" and "backward".
 
@@ -300,30 +304,59 @@ def resolve_test_prior(
     counts = check_class_counts(class_counts)
     if prior is None or (isinstance(prior, str) and prior == "uniform"):
         return None
-    if isinstance(prior, str):
+    if isinstance(prior, (str, os.PathLike)):
         if prior == "train":
             return class_prior(counts)
         if prior in ("forward", "backward"):
             return long_tailed_prior(counts, factor, backward=prior == "backward")
-        if not Path(prior).is_file():
+        if not _is_file(Path(prior)):
             raise ArgumentError(
-                f"Expected `test_prior` to be a name or the path of a file, but there is no file {prior!r}. "
-                f"{did_you_mean(prior, TEST_PRIORS)}"
+                f"Expected `test_prior` to be a name or the path of a file, but there is no file {str(prior)!r}. "
+                f"{did_you_mean(str(prior), TEST_PRIORS)}"
             )
         prior = _read_numbers(Path(prior))
-    weights = torch.as_tensor(prior).double()
+    weights = _as_numbers("test_prior", prior)
     if weights.ndim == 1 and bool((weights >= 0).all()) and float(weights.sum()) > 0:
         weights = weights / weights.sum()
     return check_prior("test_prior", weights, counts.numel())
 
 
+def _json_numbers(content: Any) -> list[float]:
+    if not isinstance(content, list) or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in content):
+        raise TypeError("it is JSON, but no list of numbers")
+    return [float(number) for number in content]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a path, or no path at all
+        return False
+
+
+def _as_numbers(name: str, values: Any) -> Tensor:
+    """Numbers of any kind as float64."""
+    try:
+        return torch.as_tensor(values).double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"Expected `{name}` to be numbers, one per class, but got {values!r:.200}.") from error
+
+
 def _read_numbers(path: Path) -> list[float]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
-            return [float(number) for number in json.loads(text)]
-        rows = [row for row in csv.reader(text.splitlines()) if row]
-        return [float(row[-1].split()[-1]) for row in rows]
+            return _json_numbers(json.loads(text))
+        cells = [row[-1].split()[-1] for row in csv.reader(text.splitlines()) if row and row[-1].strip()]
+        return [float(cell) for cell in (cells[1:] if cells and path.suffix == ".csv" and not _is_number(cells[0]) else cells)]
     except (OSError, UnicodeDecodeError, ValueError, TypeError, IndexError) as error:
         raise DataError(
             f"Expected {path} to hold one number per class (a JSON list, or text with the number last on each line), "

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -48,6 +49,24 @@ def check_sgd(lr: float, momentum: float, weight_decay: float, *, nesterov: bool
 def sgd(groups: list[dict[str, Any]], lr: float, momentum: float, *, nesterov: bool) -> Optimizer:
     """`torch.optim.SGD`, with coupled weight decay (L2) as in all of the literature's recipes."""
     return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+class MovingAverage:
+    """The step of an exponential moving average: decay * average + (1 - decay) * now (`avg_fn` of `WeightAveraging`).
+
+    Equal numbers stay exactly what they are, and whole ones (class counts, numbers of batches seen) are not averaged;
+    `EMAWeightAveraging` rounds those down.
+
+    >>> import torch
+    >>> MovingAverage(0.75)(torch.tensor(2.0), torch.tensor(4.0), 1), MovingAverage(0.9)(torch.tensor(3), torch.tensor(3), 1)
+    (tensor(2.5000), tensor(3))
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = check_number("ema_decay", decay, above=0, below=1)
+
+    def __call__(self, average: Tensor, now: Tensor, num_averaged: Any) -> Tensor:
+        return torch.lerp(average, now, 1 - self.decay) if average.is_floating_point() else now
 
 
 def milestone_epochs(milestones: Sequence[float], max_epochs: int) -> list[int]:

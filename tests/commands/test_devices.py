@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-
 from tests.commands.conftest import read_json
 
 # A transformer, since it has no batch statistics: those differ between devices (on GPUs, sync_batchnorm mends that).
@@ -30,7 +29,7 @@ RECIPE = (
 def run(name, *arguments, folder):
     """A command in processes of its own: Lightning starts the others by starting this one again."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLLT_RUN", "MLLT_FULL"))}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", f"mllt.{name}", *arguments],
         cwd=folder,
         env={**clean, "OMP_NUM_THREADS": "1"},
@@ -38,7 +37,6 @@ def run(name, *arguments, folder):
         text=True,
         timeout=300,
     )
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +66,7 @@ def test_two_processes_see_the_same_curves_as_one(runs, name):
 
 def test_two_processes_end_with_the_same_weights_as_one(runs):
     folder, _ = runs
-    one, two = (
-        torch.load(folder / devices / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for devices in "12"
-    )
+    one, two = (torch.load(folder / devices / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for devices in "12")
     start = {name: value.abs().max() for name, value in one.items()}
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5 * max(float(start[name]), 1))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mllt.data.order import EpochOrder, EvaluationSampler, GlobalBatchSampler, per_class_split
 from mllt.data.sources import Batch, ImageDataset, ImageSource, Transform, count_classes
-from mllt.errors import ArgumentError, DataError, check_bool, check_integer, check_number, name_some
+from mllt.errors import ArgumentError, DataError, check_bool, check_integer, check_number, check_seed, name_some
 from mllt.longtail import imbalance_factor, shot_groups
 
 
@@ -65,7 +65,7 @@ class LongTailedDataModule(L.LightningDataModule):
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.eval_batch_size = check_integer("eval_batch_size", batch_size if eval_batch_size is None else eval_batch_size, 1)
         self.num_workers = check_integer("num_workers", num_workers, 0)
-        self.seed = check_integer("seed", seed)
+        self.seed = check_seed("seed", seed)
         self.val_fraction = check_number("val_fraction", val_fraction, 0, 0.9)
         self.drop_last = check_bool("drop_last", drop_last)
         self.shuffle = check_bool("shuffle", shuffle)

@@ -14,7 +14,7 @@ from mllt.data.base import LongTailedDataModule, Splits
 from mllt.data.order import IntArray
 from mllt.data.sources import ArraySource, Transform, data_root
 from mllt.data.subsets import long_tailed_indices
-from mllt.errors import DataError, check_bool
+from mllt.errors import DataError, check_bool, check_seed
 from mllt.longtail import profile_counts
 
 # CIFAR-10's statistics; the -LT literature (LDAM-DRW, RIDE, MiSLAS, BBN, LADE) uses them for CIFAR-100 too.
@@ -42,7 +42,8 @@ class _CIFARLT(LongTailedDataModule):
         super().__init__(**common)
         self.root = data_root(root)
         self.counts = profile_counts(profile, self._num_classes, self.max_count, imbalance_factor)
-        self.profile, self.imbalance_factor, self.subset_seed = profile, imbalance_factor, subset_seed
+        self.profile, self.imbalance_factor = profile, imbalance_factor
+        self.subset_seed = check_seed("subset_seed", subset_seed)
         self.download = check_bool("download", download)
         self._normalize = Normalize(MEAN, STD)
         self._augment = CropFlip(self._normalize, padding, flip=flip, rotation=rotation)
@@ -75,14 +76,20 @@ class _CIFARLT(LongTailedDataModule):
     def _read(self, *, train: bool, download: bool = False) -> CIFAR10:
         try:
             return self.dataset(str(self.root), train=train, download=download)
-        except RuntimeError as error:  # torchvision: files missing, or their md5 is another
+        except (RuntimeError, OSError) as error:  # files missing, their md5 is another, or fetching them failed
             name = self.dataset.__name__
             raise DataError(
-                f"Expected {name} (python version) under {self.root}, as the folder {self.dataset.base_folder}/, but files are "
-                f"missing or damaged. Get {self.dataset.filename} from {self.dataset.url.rpartition('/')[0]}, unpack it there, "
-                f"and point data.root at the folder that holds it; or let it be fetched: data.download=true. To check: "
+                f"Expected {name} (python version) under {self.root}, as the folder {self.dataset.base_folder}/, but "
+                f"{self._problem(error)}. Get {self.dataset.filename} from {self.dataset.url.rpartition('/')[0]}, unpack it "
+                f"there, and point data.root at the folder that holds it; or let it be fetched: data.download=true. To check: "
                 f"md5sum {self.dataset.filename} must print {self.dataset.tgz_md5}."
             ) from error
+
+    @staticmethod
+    def _problem(error: Exception) -> str:
+        if isinstance(error, OSError):
+            return f"reading or fetching them failed: {error}"
+        return "files are missing or damaged"
 
     def train_transform(self) -> Transform:
         return self._augment

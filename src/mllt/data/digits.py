@@ -13,6 +13,7 @@ from mllt.data.base import LongTailedDataModule, Splits
 from mllt.data.order import SUBSET, permutation
 from mllt.data.sources import ArraySource, Transform
 from mllt.data.subsets import long_tailed_indices
+from mllt.errors import check_seed
 from mllt.longtail import profile_counts
 
 _TEST_PER_CLASS = 50
@@ -51,7 +52,7 @@ class DigitsLT(LongTailedDataModule):
     ) -> None:
         super().__init__(**common)
         self.counts = profile_counts(profile, 10, _MAX_COUNT, imbalance_factor)
-        self.subset_seed = subset_seed
+        self.subset_seed = check_seed("subset_seed", subset_seed)
         self._normalize = Normalize(_MEAN, _STD)
         self._augment = CropFlip(self._normalize, padding, flip=False, rotation=rotation)
         self.title = f"Digits-LT ({profile} profile)"

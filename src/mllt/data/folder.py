@@ -20,7 +20,7 @@ from mllt.data.lists import ImageFileDataModule, check_paths, folder_names, read
 from mllt.data.order import SPLIT, IntArray, permutation
 from mllt.data.sources import data_root
 from mllt.data.subsets import long_tailed_indices
-from mllt.errors import ArgumentError, DataError, check_choice, check_integer, check_number, did_you_mean, name_some
+from mllt.errors import ArgumentError, DataError, check_choice, check_number, check_seed, did_you_mean, name_some
 from mllt.longtail import PROFILES, profile_counts
 
 # fmt: off
@@ -309,10 +309,10 @@ class ImageFolderLT(ImageFileDataModule):
         self.layout = check_choice("layout", layout, LAYOUTS)
         self.lists = {"training": train_list, "validation": val_list, "test": test_list}
         self.test_fraction = check_number("test_fraction", test_fraction, above=0, maximum=0.9)
-        self.split_seed = check_integer("split_seed", split_seed)
+        self.split_seed = check_seed("split_seed", split_seed)
         self.profile = None if profile is None else check_choice("profile", profile, PROFILES)
         self.imbalance_factor = None if imbalance_factor is None else check_number("imbalance_factor", imbalance_factor, 1)
-        self.subset_seed = check_integer("subset_seed", subset_seed, 0, 2**32 - 1)
+        self.subset_seed = check_seed("subset_seed", subset_seed)
         if (profile is None) != (imbalance_factor is None):
             raise ArgumentError("`profile` and `imbalance_factor` go together: set both, or neither.")
         if train_list is None and (test_list is not None or val_list is not None):

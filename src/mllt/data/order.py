@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
-from mllt.errors import ArgumentError, check_bool, check_integer
+from mllt.errors import ArgumentError, check_bool, check_integer, check_seed
 
 IntArray = NDArray[np.int64]
 
@@ -103,7 +103,7 @@ class EpochOrder:
 
     def __init__(self, length: int, seed: int, *, shuffle: bool = True) -> None:
         self.length = check_integer("length", length, 1)
-        self.seed = check_integer("seed", seed)
+        self.seed = check_seed("seed", seed)
         self.shuffle = check_bool("shuffle", shuffle)
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mllt.data.order import IntArray
-from mllt.errors import ArgumentError, check_integer
+from mllt.errors import ArgumentError, check_seed
 
 
 def long_tailed_indices(labels: IntArray, counts: Sequence[int], seed: int = 0) -> IntArray:
@@ -31,7 +31,7 @@ def long_tailed_indices(labels: IntArray, counts: Sequence[int], seed: int = 0) 
     >>> long_tailed_indices(np.array([0, 1, 0, 1, 0]), [2, 1]).tolist()
     [4, 2, 1]
     """
-    stream = np.random.RandomState(check_integer("subset_seed", seed, 0, 2**32 - 1))
+    stream = np.random.RandomState(check_seed("subset_seed", seed))
     kept = []
     for label, count in enumerate(counts):
         members = np.flatnonzero(labels == label)

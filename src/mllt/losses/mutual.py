@@ -39,7 +39,8 @@ def mutual_distillation_loss(
         target: "peers" or "mean".
         class_counts: `(C,)` training images per class: the probabilities are then the prior-balanced ones,
             softmax((z - log pi) / T), so that agreement on rare classes weighs as much as on frequent ones. None: raw.
-        detach: whether targets are constants (no gradient flows into the teaching expert).
+        detach: whether targets are constants (no gradient flows into the teaching expert). It changes nothing for "mean":
+            the mean of the logits minimises that divergence, so the gradient into it is zero.
 
     Returns:
         Scalar of `logits`' type (float32 for half precision), never negative but for rounding; exactly 0 for one expert.

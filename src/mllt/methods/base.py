@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +10,17 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor, nn
 
-from mllt.checkpoint import FORMAT, KEY, read_checkpoint
+from mllt.checkpoint import FORMAT, KEY, plain_values, read_checkpoint
 from mllt.data.sources import Batch
-from mllt.errors import ArgumentError, CheckpointError, check_bool, check_number, did_you_mean
+from mllt.errors import ArgumentError, CheckpointError, MlltError, check_bool, did_you_mean
 from mllt.longtail import TEST_PRIORS, check_class_counts, compensation_offset, resolve_test_prior, shot_groups
 from mllt.methods.evaluation import KINDS, Evaluation
 from mllt.metrics import ImageMean
 from mllt.networks import build_network
-from mllt.optim import check_schedule, check_sgd, epoch_schedule, parameter_groups, sgd
+from mllt.optim import MovingAverage, check_schedule, check_sgd, epoch_schedule, parameter_groups, sgd
 from mllt.version import __version__
 
 #: What a checkpoint must share with a module that goes on from it.
@@ -70,7 +71,7 @@ class LongTailedModule(L.LightningModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.method:
+        if cls.__dict__.get("method"):  # its own, not an inherited one
             LongTailedModule.registry[cls.method] = cls
 
     def __init__(
@@ -108,10 +109,9 @@ class LongTailedModule(L.LightningModule):
         check_bool("decay_norm_and_bias", decay_norm_and_bias)
         check_schedule(schedule, milestones, gamma, warmup_epochs)
         if ema_decay is not None:
-            check_number("ema_decay", ema_decay, above=0, below=1)
+            MovingAverage(ema_decay)
         shot_groups(counts, many_above, few_below, inclusive=shot_edges_inclusive)
-        # Plain containers only: a checkpoint must load with weights_only=True.
-        self.save_hyperparameters(
+        self._remember(
             {
                 "class_counts": counts.tolist(),
                 "network": network,
@@ -140,7 +140,7 @@ class LongTailedModule(L.LightningModule):
             }
         )
         self.class_names = check_class_names(class_names, counts.numel())
-        self.preprocessing = None if preprocessing is None else dict(preprocessing)
+        self.preprocessing = None if preprocessing is None else plain_values(preprocessing)
         self.network = build_network(
             network,
             counts.numel(),
@@ -159,6 +159,15 @@ class LongTailedModule(L.LightningModule):
         self.train_means = nn.ModuleDict()  # of the terms of the loss, by name
         #: the table of the last test (see `Evaluation.compute`); None before one
         self.test_results: dict[str, Any] | None = None
+
+    def _remember(self, settings: dict[str, Any]) -> None:
+        """Add to the hyper-parameters, as plain containers: a checkpoint must load with weights_only=True.
+
+        In place of `save_hyperparameters`, which compares all arguments with each other and so fails for arrays.
+        """
+        self._set_hparams({**self.hparams, **plain_values(settings)})
+        self._hparams_initial = copy.deepcopy(self._hparams)
+        self._log_hyperparams = True
 
     # ------------------------------------------------------------------------------------------- for the method
 
@@ -206,6 +215,7 @@ class LongTailedModule(L.LightningModule):
         counts = self.class_counts.cpu()
         offset = compensation_offset(counts, resolve_test_prior(prior, counts, factor))
         self.compensation = offset.float().to(self.compensation.device)
+        self.hparams.update(plain_values({"test_prior": _portable_prior(prior, counts, factor), "test_prior_factor": factor}))
 
     # -------------------------------------------------------------------------------------------- Lightning's side
 
@@ -246,8 +256,8 @@ class LongTailedModule(L.LightningModule):
         self._log_table("test", self.test_results)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The ensemble's compensated probabilities `(B, C)`."""
-        return self.probabilities(as_batch(batch).images)
+        """The ensemble's compensated probabilities `(B, C)`, for a batch with targets or of images alone."""
+        return self.probabilities(batch if isinstance(batch, Tensor) else as_batch(batch).images)
 
     def _evaluate(self, batch: Any) -> None:
         batch = as_batch(batch)
@@ -286,7 +296,7 @@ class LongTailedModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         decay = self.hparams["ema_decay"]
-        return [] if decay is None else [EMAWeightAveraging(decay=decay)]
+        return [] if decay is None else [WeightAveraging(avg_fn=MovingAverage(decay))]
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 
@@ -341,18 +351,20 @@ class LongTailedModule(L.LightningModule):
                 f"Expected {checkpoint_path} to be of a known method, but it is of {method!r}. "
                 f"{did_you_mean(method, cls.registry)} If the method is your own, import its class first."
             )
-        return cls.registry[method]._from_content(checkpoint, Path(checkpoint_path), strict, overrides)
+        return (cls if cls.method else cls.registry[method])._from_content(checkpoint, Path(checkpoint_path), strict, overrides)
 
     @classmethod
     def _from_content(cls, checkpoint: dict[str, Any], path: Path, strict: bool, overrides: dict[str, Any]) -> LongTailedModule:
         ours = checkpoint[KEY]
         # Weights come from the checkpoint: nothing pretrained is fetched again.
-        arguments = {**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), "pretrained": False}
-        arguments.update(class_names=ours.get("class_names"), preprocessing=ours.get("preprocessing"))
         try:
+            arguments = {**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), "pretrained": False}
+            arguments.update(class_names=ours.get("class_names"), preprocessing=ours.get("preprocessing"))
             module = cls(**{**arguments, **overrides})
             module.load_state_dict(checkpoint["state_dict"], strict=strict)
-        except (TypeError, KeyError, RuntimeError) as error:
+        except (TypeError, KeyError, RuntimeError, AttributeError, MlltError) as error:
+            if isinstance(error, MlltError) and overrides:  # the caller's mistake, not the file's
+                raise
             raise CheckpointError(f"Expected {path} to fit {cls.__name__}, but it does not: {error}") from error
         device = next(iter(checkpoint["state_dict"].values())).device
         return module.to(device).eval()

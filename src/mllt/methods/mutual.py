@@ -64,7 +64,7 @@ class MutualLTModule(LongTailedModule):
         **common: Any,
     ) -> None:
         super().__init__(num_experts=num_experts, **common)
-        self.save_hyperparameters(
+        self._remember(
             {
                 "mutual_weight": check_number("mutual_weight", mutual_weight),
                 "temperature": check_number("temperature", temperature, above=0),

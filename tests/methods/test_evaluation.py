@@ -1,0 +1,103 @@
+"""`Evaluation`: the whole table against a slow reference, image by image."""
+
+import math
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from tests.reference import metrics as reference
+
+from mllt.methods.evaluation import Evaluation, percent
+
+COUNTS = [500, 101, 100, 20, 19, 3]
+OFFSET = torch.tensor([-2.0, -1.0, -0.5, 0.5, 1.0, 2.0])
+ROW = {"many", "medium", "few", "all", "micro", "ece"}
+
+
+def some(size, experts=2, seed=0, classes=6):
+    """Random logits, and targets of which low classes come more often."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = (torch.rand(size, generator=generator).square() * classes).long()
+    return torch.randn(experts, size, classes, generator=generator) + torch.eye(classes)[targets], targets
+
+
+def filled(*parts, experts=2, counts=COUNTS, **rule):
+    evaluation = Evaluation(torch.tensor(counts), experts, **rule)
+    for logits, targets in parts:
+        evaluation.update(logits, targets, OFFSET[: len(counts)])
+    return evaluation
+
+
+@pytest.mark.parametrize("rule", [{}, {"many_above": 100, "few_below": 20, "inclusive": True}])
+def test_the_table_is_that_of_the_slow_reference(rule):
+    logits, targets = some(300)
+    evaluation = filled(*((logits[:, s : s + 70], targets[s : s + 70]) for s in range(0, 300, 70)), **rule)
+    table = evaluation.compute()
+    predictors = [*table["experts"], table["ensemble"]]
+    for kind, values in (("raw", logits), ("compensated", logits + OFFSET)):
+        for predictor, scores in zip(predictors, reference.predictors(values.tolist(), with_ensemble=True), strict=True):
+            guesses = [reference.first_largest(score) for score in scores]
+            row = predictor[kind]
+            assert set(row) == ROW
+            for name, value in reference.shot_accuracy(guesses, targets.tolist(), COUNTS, **rule).items():
+                assert math.isnan(value) if row[name] is None else row[name] == pytest.approx(100 * value, abs=1e-9)
+            assert row["all"] == pytest.approx(100 * balanced_accuracy_score(targets, guesses), abs=1e-9)
+            assert row["micro"] == pytest.approx(100 * accuracy_score(targets, guesses), abs=1e-9)
+            assert row["ece"] == pytest.approx(100 * reference.calibration_error(scores, targets.tolist()), abs=1e-3)
+
+
+def test_per_class_is_the_ensembles():
+    logits, targets = some(300)
+    table = filled((logits, targets)).compute()
+    for kind, values in (("raw", logits), ("compensated", logits + OFFSET)):
+        right = values.double().mean(dim=0).argmax(dim=-1) == targets
+        expected = [100 * right[targets == label].double().mean().item() for label in range(6)]
+        assert table["per_class"][kind] == pytest.approx(expected)
+
+
+def test_numbers_are_percent_and_plain():
+    perfect = torch.full((1, 6, 6), -50.0)
+    perfect[0].fill_diagonal_(50.0)
+    table = filled((perfect, torch.arange(6)), experts=1).compute()
+    assert table["ensemble"]["raw"] == {"many": 100, "medium": 100, "few": 100, "all": 100, "micro": 100, "ece": 0}
+    assert all(type(value) is float for value in table["ensemble"]["raw"].values())
+    assert table["experts"] == [table["ensemble"]]  # an ensemble of one is that one
+
+
+def test_empty_groups_and_classes_are_none():
+    logits, targets = some(50, classes=3)
+    keep = targets != 2
+    table = filled((logits[:, keep], targets[keep]), counts=[500, 400, 300]).compute()
+    for row in (table["ensemble"]["raw"], table["experts"][1]["compensated"]):
+        assert row["medium"] is None
+        assert row["few"] is None
+        assert row["many"] == row["all"] is not None
+    assert table["per_class"]["raw"][2] is None
+
+
+def test_reset_forgets_everything():
+    evaluation = filled(some(100, seed=1))
+    evaluation.compute()  # keeps its result until the next update or reset
+    evaluation.reset()
+    logits, targets = some(80, seed=2)
+    evaluation.update(logits, targets, OFFSET)
+    assert evaluation.compute() == filled((logits, targets)).compute()
+
+
+def test_the_offset_may_change_from_batch_to_batch():
+    first, second = some(40, seed=1), some(40, seed=2)
+    evaluation = Evaluation(torch.tensor(COUNTS), 2)
+    evaluation.update(*first, OFFSET)
+    evaluation.update(*second, torch.zeros(6))
+    shifted = torch.cat([first[0] + OFFSET, second[0]], dim=1)
+    expected = filled((shifted, torch.cat([first[1], second[1]]))).compute()
+    assert evaluation.compute()["ensemble"]["compensated"] == expected["ensemble"]["raw"]
+
+
+def test_it_adds_nothing_to_a_checkpoint():
+    assert filled(some(20)).state_dict() == {}
+
+
+def test_percent_of_nan_is_none():
+    assert percent(torch.tensor(float("nan"))) is None
+    assert percent(torch.tensor(0.125, dtype=torch.float64)) == 12.5

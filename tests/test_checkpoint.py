@@ -1,0 +1,224 @@
+"""Reading checkpoints: what is damaged, hostile or somebody else's is refused with a helpful error, and nothing is run."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from mllt import MutualLTModule, load_checkpoint
+from mllt.checkpoint import FORMAT, KEY, read_checkpoint
+from mllt.errors import CheckpointError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::Warning:lightning"),
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
+]
+
+OURS = {KEY: {"format": FORMAT, "method": "mutual", "version": "0"}, "state_dict": {}, "hyper_parameters": {}}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The checkpoint of a real training."""
+    folder = tmp_path_factory.mktemp("run")
+    loader = DataLoader(TensorDataset(torch.randn(12, 3, 8, 8), torch.arange(12) % 3), batch_size=6)
+    module = MutualLTModule(class_counts=[4, 4, 4], network="resnet20", shared="none", width=0.25, num_experts=2)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=folder)
+    trainer.fit(module, loader)
+    (path,) = folder.rglob("*.ckpt")  # Lightning's own ModelCheckpoint wrote it
+    return path
+
+
+class Payload:
+    """Runs code when a pickle of it is loaded the unsafe way: it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "run")
+
+
+def refused(path):
+    """Both ways to open a file refuse it; returns the message."""
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert str(path) in message
+    return message
+
+
+def test_a_real_checkpoint_holds_tensors_and_plain_values_only(trained):
+    content = torch.load(trained, weights_only=True)
+    assert {"state_dict", "optimizer_states", "lr_schedulers", "hyper_parameters", KEY} <= set(content)
+    assert set(read_checkpoint(trained)) == set(content)
+    assert set(content[KEY]) == {"format", "method", "version", "class_names", "preprocessing"}
+    assert type(content["hyper_parameters"]) is dict
+
+
+def test_a_path_may_be_a_string(trained):
+    assert read_checkpoint(str(trained))["epoch"] == read_checkpoint(trained)["epoch"]
+
+
+@pytest.mark.parametrize("where", ["beside the weights", "in the hyper-parameters", "alone", "in an old-style file"])
+def test_code_in_a_file_is_not_run(tmp_path, where):
+    def write(name):
+        payload, path = Payload(tmp_path / f"{name}.txt"), tmp_path / f"{name}.ckpt"
+        if where == "in an old-style file":
+            path.write_bytes(pickle.dumps({**OURS, "extra": payload}))
+        elif where == "in the hyper-parameters":
+            torch.save({**OURS, "hyper_parameters": {"lr": payload}}, path)
+        else:
+            torch.save(payload if where == "alone" else {**OURS, "extra": payload}, path)
+        return path
+
+    control = write("control")  # the payload works: without protection it is run
+    if where == "in an old-style file":
+        pickle.loads(control.read_bytes())
+    else:
+        torch.load(control, weights_only=False)
+    assert (tmp_path / "control.txt").exists()
+    refused(write("attack"))
+    assert not (tmp_path / "attack.txt").exists()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.999])
+def test_a_file_that_was_cut_off_is_refused(trained, tmp_path, share):
+    whole = trained.read_bytes()
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert "damaged" in refused(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"\x80", b"garbage", b"garbage " * 1000, b"\x80\x02}q\x00.", b"PK\x03\x04"])
+def test_garbage_is_refused(tmp_path, content):
+    path = tmp_path / "garbage.ckpt"
+    path.write_bytes(content)
+    refused(path)
+
+
+def test_no_message_advises_to_switch_the_protection_off(tmp_path):
+    path = tmp_path / "attack.ckpt"
+    torch.save({**OURS, "extra": Payload(tmp_path / "file.txt")}, path)
+    message = refused(path)
+    assert "plain values only" in message
+    assert "weights_only" not in message
+    assert "\x1b" not in message  # nor colours them
+    assert "will likely succeed" not in message
+    assert "you trust" not in message
+
+
+def flip(content, position):
+    return content[:position] + bytes([content[position] ^ 16]) + content[position + 1 :]
+
+
+def test_a_flipped_bit_among_the_weights_is_found(trained, tmp_path):
+    largest = max(zipfile.ZipFile(trained).infolist(), key=lambda member: member.file_size * ("/data/" in member.filename))
+    whole = trained.read_bytes()
+    path = tmp_path / "flipped.ckpt"
+    path.write_bytes(flip(whole, largest.header_offset + largest.file_size // 2))
+    assert "damaged" in refused(path)
+
+
+def test_a_flipped_bit_in_the_structure_never_raises_another_error(trained, tmp_path):
+    whole = trained.read_bytes()
+    structure = next(member for member in zipfile.ZipFile(trained).infolist() if member.filename.endswith("data.pkl"))
+    path, failures = tmp_path / "flipped.ckpt", 0
+    for position in range(structure.header_offset, structure.header_offset + structure.file_size, 1500):
+        path.write_bytes(flip(whole, position))
+        try:
+            load_checkpoint(path)
+        except CheckpointError:
+            failures += 1
+    assert failures  # bits that nobody reads may flip
+
+
+def test_a_missing_file_is_named_and_so_are_its_neighbours(trained):
+    with pytest.raises(CheckpointError, match="there is none at") as caught:
+        read_checkpoint(trained.parent / "wrong.ckpt")
+    assert str(trained) in str(caught.value)
+    with pytest.raises(CheckpointError, match="there is none at") as caught:
+        read_checkpoint(trained.parent.parent / "wrong.ckpt")  # looks into checkpoints/, too
+    assert str(trained) in str(caught.value)
+
+
+def test_a_folder_is_not_a_checkpoint_and_the_error_says_where_one_may_be(tmp_path):
+    assert str(tmp_path / "checkpoints" / "last.ckpt") in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"weight": torch.zeros(2)}, "epoch": 3, "pytorch-lightning_version": "2.6.0"},
+        {"mllt": "mutual"},
+        {"mllt": {"format": FORMAT}},
+        {"mllt": {"format": FORMAT, "method": 3}},
+        [1, 2, 3],
+        torch.zeros(3),
+    ],
+    ids=["lightning", "string", "no method", "method is no name", "list", "tensor"],
+)
+def test_somebody_elses_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "foreign.ckpt"
+    torch.save(content, path)
+    assert "says nothing of a method" in refused(path)
+
+
+def test_another_format_names_the_version_that_wrote_it(tmp_path):
+    path = tmp_path / "future.ckpt"
+    torch.save({**OURS, KEY: {"format": FORMAT + 1, "method": "mutual", "version": "9.8.7"}}, path)
+    message = refused(path)
+    assert f"format {FORMAT + 1}" in message
+    assert "9.8.7" in message
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"hyper_parameters": {}},
+        {"hyper_parameters": None},
+        {"hyper_parameters": [1]},
+        {"state_dict": {}},
+        {"state_dict": None},
+        {"state_dict": [torch.zeros(2)]},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_without_its_parts_is_refused(trained, tmp_path, changed):
+    path = tmp_path / "parts.ckpt"
+    torch.save({**torch.load(trained, weights_only=True), **changed}, path)
+    with pytest.raises(CheckpointError, match=r"parts\.ckpt"):
+        load_checkpoint(path)
+
+
+def test_weights_of_another_size_are_refused(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    content["hyper_parameters"]["width"] = 0.5
+    path = tmp_path / "other.ckpt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"Expected .*other.ckpt to fit MutualLTModule, but it does not"):
+        load_checkpoint(path)
+
+
+def test_a_setting_that_no_version_had_is_refused(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    content["hyper_parameters"]["colour"] = "red"
+    path = tmp_path / "other.ckpt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="colour"):
+        load_checkpoint(path)
+
+
+def test_a_damaged_setting_is_the_files_fault_and_not_the_callers(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    content["hyper_parameters"]["schedule"] = "multi3tep"
+    path = tmp_path / "other.ckpt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"other\.ckpt"):
+        load_checkpoint(path)
