@@ -103,9 +103,10 @@ def _checked(task: Callable[[DictConfig], Any], config_name: str, outcome: _Outc
 
 
 def _remove_if_empty(folder: str) -> None:
-    """Take back the folder that Hydra made for a run which never began."""
-    with contextlib.suppress(OSError):  # not empty: something of worth may lie there
-        os.rmdir(folder)
+    """Take back the folder that Hydra made for a run which never began (`evaluate` and `predict` have none of their own)."""
+    if not os.path.samefile(folder, os.curdir):
+        with contextlib.suppress(OSError):  # not empty: something of worth may lie there
+            os.rmdir(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     from mllt.errors import ArgumentError, check_choice
     from mllt.longtail import shot_groups
     from mllt.methods import load_checkpoint
-    from mllt.results import RunFolder, say, table, write_json
+    from mllt.results import RunFolder, caption, say, table, write_json
 
     check_choice("split", config.split, ("test", "val"))
     module = load_checkpoint(config.checkpoint)
@@ -78,7 +78,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         output = Path(config.output).expanduser() if config.output else folder.root / "evaluations" / name
         write_json(output, results)
         say(
-            table(module.test_results or {}, results["shot_groups"], f"{config.split}, compensated to {named}"),
+            table(module.test_results or {}, f"{config.split}, compensated to {named}"),
+            caption(results["shot_groups"]),
             f"Written to {output}",
         )
     return results

@@ -66,6 +66,12 @@ class RunFolder:
         """What the run showed."""
         return self.root / "results.json"
 
+    @property
+    def shown(self) -> Path:
+        """The folder as a person at the prompt would type it: from where they are, if it lies below."""
+        here = Path.cwd()
+        return self.root.relative_to(here) if self.root.is_relative_to(here) else self.root
+
     def relative(self, path: Path) -> Path:
         """A path within the folder, as seen from it."""
         return path.relative_to(self.root)
@@ -129,20 +135,17 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def table(test: Mapping[str, Any], shot_groups: Mapping[str, int], title: str = "") -> Table:
+def table(test: Mapping[str, Any], title: str = "") -> Table:
     """The paper's table of one run: rows experts and ensemble, columns many / medium / few / all, raw and compensated.
 
     Args:
         test: `Evaluation.compute()`.
-        shot_groups: classes per group.
         title: printed above.
     """
     result = Table(
         title=title,
         title_justify="left",
         title_style="bold",
-        caption=_caption(shot_groups),
-        caption_justify="left",
         box=SIMPLE_HEAD,
     )
     result.add_column("top-1, %", no_wrap=True)
@@ -163,8 +166,9 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return ["n/a" if value is None else f"{value:.1f}" for value in values]
 
 
-def _caption(shot_groups: Mapping[str, int]) -> str:
-    groups = ", ".join(f"{count} {name}" for name, count in shot_groups.items())
+def caption(shot_groups: Mapping[str, int]) -> str:
+    """What the columns of `table` mean."""
+    groups = ", ".join(f"{count:,} {name}" for name, count in shot_groups.items())
     return f"raw: as trained; PC: post-compensated to the test prior. Classes: {groups}"
 
 

@@ -98,7 +98,7 @@ def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule) ->
 
 def report(results: dict[str, Any], folder: RunFolder) -> None:
     """Write `results.json`, print the table and where everything lies."""
-    from mllt.results import plural, say, table, write_json
+    from mllt.results import caption, plural, say, table, write_json
 
     write_json(folder.results, results)
     title = f"{results['experiment']}: {results['method']}, seed {results['seed']}, {plural(results['epochs'], 'epoch')}"
@@ -108,8 +108,9 @@ def report(results: dict[str, Any], folder: RunFolder) -> None:
         else ""
     )
     say(
-        table(results["test"], results["shot_groups"], title),
-        f"Trained{seconds}. Everything lies in {folder.root}:",
+        table(results["test"], title),
+        caption(results["shot_groups"]),
+        f"Trained{seconds}. Everything lies in {folder.shown}:",
         f"  {folder.relative(folder.last)} (weights), {folder.relative(folder.metrics)} (curves), "
         f"{folder.relative(folder.results)}, {folder.relative(folder.config)}",
     )

@@ -86,6 +86,12 @@ def test_the_other_commands_say_which_setting_is_missing(mllt_command, name):
     assert done.err.strip() == "Error: `checkpoint` has no default and needs a value. Type checkpoint=..."
 
 
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_the_folder_one_stands_in_stays_even_when_it_is_empty(mllt_command, tmp_path, name):
+    assert mllt_command(name, "checkpoint=nowhere.ckpt", *(["input=."] if name == "predict" else [])).status == 2
+    assert (tmp_path / "here").is_dir()
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
 def test_help_shows_examples_and_every_setting(mllt_command, name):
     done = mllt_command(name, "--help")
