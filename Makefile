@@ -43,7 +43,7 @@ lint: $(INSTALLED_DEV)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find src conf tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src conf tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

@@ -2,16 +2,18 @@
 
 import pickle
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from mllt import MutualLTModule, load_checkpoint
-from mllt.checkpoint import FORMAT, KEY, read_checkpoint
-from mllt.errors import CheckpointError
+from mllt.checkpoint import FORMAT, KEY, plain_values, read_checkpoint
+from mllt.errors import ArgumentError, CheckpointError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:lightning"),
@@ -58,7 +60,7 @@ def test_a_real_checkpoint_holds_tensors_and_plain_values_only(trained):
     content = torch.load(trained, weights_only=True)
     assert {"state_dict", "optimizer_states", "lr_schedulers", "hyper_parameters", KEY} <= set(content)
     assert set(read_checkpoint(trained)) == set(content)
-    assert set(content[KEY]) == {"format", "method", "version", "class_names", "preprocessing"}
+    assert set(content[KEY]) == {"format", "method", "subclass", "version", "class_names", "preprocessing"}
     assert type(content["hyper_parameters"]) is dict
 
 
@@ -222,3 +224,28 @@ def test_a_damaged_setting_is_the_files_fault_and_not_the_callers(trained, tmp_p
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=r"other\.ckpt"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.int64(2), 2),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("a"), "a"),
+        (Fraction(1, 4), 0.25),
+        (range(3), [0, 1, 2]),
+        ({"a": (torch.tensor(1.5), None)}, {"a": [1.5, None]}),
+    ],
+    ids=repr,
+)
+def test_settings_become_pythons_own_values(value, plain):
+    result = plain_values(value)
+    assert result == plain
+    assert type(result) is type(plain)
+
+
+@pytest.mark.parametrize("value", [object(), b"bytes", 1j, torch.nn.ReLU, {"a": [len]}], ids=lambda value: type(value).__name__)
+def test_a_setting_that_no_checkpoint_can_hold_is_refused_at_once(value):
+    with pytest.raises(ArgumentError, match="what a checkpoint can hold, but got"):
+        plain_values(value)

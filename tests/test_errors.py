@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -85,6 +86,15 @@ def test_checked_values_come_back_with_their_type():
     assert check_bool("x", True) is True
     assert check_bool("x", False) is False
     assert check_choice("x", "b", iter("abc")) == "b"
+
+
+@pytest.mark.parametrize("value", [np.int64(2), np.uint8(2), np.float32(2), Fraction(2), np.float64(2)], ids=repr)
+def test_numbers_of_any_type_become_pythons_own(value):
+    assert (check_number("x", value, 0), type(check_number("x", value, 0))) == (2.0, float)
+    if isinstance(value, np.integer):
+        assert (check_integer("x", value, 1, 2), type(check_integer("x", value))) == (2, int)
+        message_of(check_integer, "x", value, 3)
+    message_of(check_number, "x", value, above=2)
 
 
 def test_a_choice_lists_all_and_names_the_closest():

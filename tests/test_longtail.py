@@ -2,6 +2,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -320,6 +321,14 @@ def test_what_cannot_be_compensated(logits, test_prior, message):
         compensate(logits, torch.tensor(COUNTS), test_prior)
 
 
+def test_lists_and_arrays_are_compensated_too():
+    logits, expected = [[1.0, 2.0], [0.0, -1.0]], compensate(torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([3, 1]))
+    assert torch.equal(compensate(logits, [3, 1], [0.5, 0.5]), expected)
+    assert torch.equal(compensate(np.array(logits, dtype=np.float32), np.array([3, 1])), expected)
+    with pytest.raises(ArgumentError, match="Expected `logits` to be numbers, but got"):
+        compensate("logits", [3, 1])
+
+
 def test_whole_number_logits_are_refused_rather_than_rounded():
     with pytest.raises(ArgumentError, match="logits"):
         compensate(torch.zeros(2, 6, dtype=torch.int64), torch.tensor(COUNTS))
@@ -386,15 +395,15 @@ def test_a_test_prior_in_a_file(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("prior.json", "[1, 2]", ArgumentError, r"shape \(3,\), but got \(2,\)"),
-        ("prior.csv", "a,1\nb,1\nc,1\nd,1", ArgumentError, r"shape \(3,\), but got \(4,\)"),
-        ("prior.txt", "1 2 3", ArgumentError, r"shape \(3,\), but got \(1,\)"),
-        ("prior.json", "[1, -1, 3]", ArgumentError, "smallest -1"),
+        ("prior.json", "[1, 2]", DataError, r"prior\.json to hold 3 numbers, one number per class, in class order, .* holds 2"),
+        ("prior.csv", "a,1\nb,1\nc,1\nd,1", DataError, r"prior\.csv to hold 3 numbers, .* holds 4"),
+        ("prior.txt", "1 2 3", DataError, r"prior\.txt to hold 3 numbers, .* holds 1"),
+        ("prior.json", "[1, -1, 3]", ArgumentError, r"prior\.json` to be a distribution .* smallest -1"),
         ("prior.json", "[1, NaN, 3]", ArgumentError, "no negative number, sum 1"),
         ("prior.json", "[1, Infinity, 3]", ArgumentError, "no negative number, sum 1"),
         ("prior.txt", "0\n0\n0", ArgumentError, "sum 0"),
         ("prior.json", "", DataError, "prior.json to hold one number per class"),
-        ("prior.txt", "", ArgumentError, r"shape \(3,\), but got \(0,\)"),
+        ("prior.txt", "", DataError, r"prior\.txt to hold 3 numbers, .* holds 0"),
         ("prior.json", "[[1], [2], [3]]", DataError, "prior.json to hold one number per class"),
         ("prior.json", '{"cat": 1, "dog": 2, "bird": 3}', DataError, "prior.json to hold one number per class"),
         ("prior.csv", "class,count\ncat,1\ndog,x\nbird,2", DataError, "could not convert string to float: 'x'"),

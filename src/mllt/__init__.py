@@ -2,7 +2,8 @@
 
     from mllt import MutualLTModule
 
-What is named here is loaded on first use, so that `import mllt` is quick.
+What is named here, and the packages below (`mllt.losses`, `mllt.longtail`, ...), is loaded on first use, so that
+`import mllt` is quick.
 """
 
 from __future__ import annotations
@@ -13,37 +14,30 @@ from typing import TYPE_CHECKING, Any
 from mllt.version import __version__
 
 if TYPE_CHECKING:
-    from mllt.data import (
-        CIFAR10LT as CIFAR10LT,
-    )
-    from mllt.data import (
-        CIFAR100LT as CIFAR100LT,
-    )
-    from mllt.data import (
-        DigitsLT as DigitsLT,
-    )
-    from mllt.data import (
-        LongTailedDataModule as LongTailedDataModule,
-    )
+    from mllt import callbacks as callbacks
+    from mllt import data as data
+    from mllt import errors as errors
+    from mllt import longtail as longtail
+    from mllt import losses as losses
+    from mllt import methods as methods
+    from mllt import metrics as metrics
+    from mllt import networks as networks
+    from mllt import optim as optim
+    from mllt.data import CIFAR10LT as CIFAR10LT
+    from mllt.data import CIFAR100LT as CIFAR100LT
+    from mllt.data import DigitsLT as DigitsLT
+    from mllt.data import ImageFolderLT as ImageFolderLT
+    from mllt.data import ImageNetLT as ImageNetLT
+    from mllt.data import INaturalist2018 as INaturalist2018
+    from mllt.data import LongTailedDataModule as LongTailedDataModule
+    from mllt.data import PlacesLT as PlacesLT
     from mllt.longtail import compensate as compensate
-    from mllt.methods import (
-        CrossEntropyModule as CrossEntropyModule,
-    )
-    from mllt.methods import (
-        LongTailedModule as LongTailedModule,
-    )
-    from mllt.methods import (
-        MutualLTModule as MutualLTModule,
-    )
-    from mllt.methods import (
-        load_checkpoint as load_checkpoint,
-    )
-    from mllt.metrics import (
-        ExpectedCalibrationError as ExpectedCalibrationError,
-    )
-    from mllt.metrics import (
-        ShotAccuracy as ShotAccuracy,
-    )
+    from mllt.methods import CrossEntropyModule as CrossEntropyModule
+    from mllt.methods import LongTailedModule as LongTailedModule
+    from mllt.methods import MutualLTModule as MutualLTModule
+    from mllt.methods import load_checkpoint as load_checkpoint
+    from mllt.metrics import ExpectedCalibrationError as ExpectedCalibrationError
+    from mllt.metrics import ShotAccuracy as ShotAccuracy
     from mllt.networks import build_network as build_network
 
 _WHERE = {
@@ -65,14 +59,28 @@ _WHERE = {
     "load_checkpoint": "mllt.methods",
 }
 
+_MODULES = (
+    "callbacks",
+    "data",
+    "errors",
+    "longtail",
+    "losses",
+    "methods",
+    "metrics",
+    "networks",
+    "optim",
+)
+
 __all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"mllt.{name}")
     raise AttributeError(f"module 'mllt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_MODULES])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.utils import get_method, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
@@ -17,10 +20,18 @@ from omegaconf import DictConfig, OmegaConf
 from mllt.callbacks import MetricsCSV
 from mllt.checkpoint import read_checkpoint
 from mllt.data import LongTailedDataModule
-from mllt.errors import ArgumentError, check_integer, check_seed
-from mllt.methods import LongTailedModule
+from mllt.errors import ArgumentError, check_integer, check_number, check_seed
+from mllt.methods import LongTailedModule, load_checkpoint
 from mllt.optim import milestone_epochs
 from mllt.results import RunFolder
+
+
+def absolute_paths(data: DictConfig) -> None:
+    """Make the paths of a `data` section absolute: `config.yaml` must mean the same from another folder."""
+    for name in ("root", "list_dir", "train_list", "test_list", "val_list"):
+        value = OmegaConf.select(data, name, throw_on_missing=False)
+        if isinstance(value, str) and (not name.endswith("_list") or Path(value).expanduser().exists()):
+            data[name] = str(Path(value).expanduser().absolute())
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -54,26 +65,45 @@ def build_module(config: DictConfig, data: LongTailedDataModule) -> LongTailedMo
 
 def _build(section: str, base: type, arguments: dict[str, Any]) -> Any:
     target = arguments.pop("_target_", None)
+    cls = import_class(f"{section}._target_", target, base)
+    try:
+        return cls(**arguments)
+    except TypeError as error:  # an argument that the class does not have
+        hint = "" if section != "method" else " (A method of your own: method=own method._target_=my_package.MyMethod.)"
+        raise ArgumentError(f"The settings of `{section}` do not fit {target}: {error}.{hint}") from error
+
+
+def import_class(setting: str, target: Any, base: type) -> type:
+    """The class that a setting names, such as "my_package.MyMethod"; it must be a `base`."""
     if not isinstance(target, str):
-        raise ArgumentError(f"Expected `{section}._target_` to name a class, but got {target!r}.")
+        raise ArgumentError(f"Expected `{setting}` to name a class, but got {target!r}.")
     package, _, name = target.rpartition(".")
     try:
         cls = getattr(importlib.import_module(package), name)
     except Exception as error:  # whatever importing somebody's module may raise
-        raise ArgumentError(
-            f"Expected `{section}._target_` to name a class, but importing {target!r} failed: {error}"
-        ) from error
+        raise ArgumentError(f"Expected `{setting}` to name a class, but importing {target!r} failed: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ArgumentError(f"Expected `{section}._target_` to be a {base.__name__}, but {target} is not.")
-    try:
-        return cls(**arguments)
-    except TypeError as error:  # an argument that the class does not have
-        raise ArgumentError(f"The settings of `{section}` do not fit {target}: {error}") from error
+        raise ArgumentError(f"Expected `{setting}` to be a {base.__name__}, but {target} is not.")
+    return cls
+
+
+def load_method(config: DictConfig) -> LongTailedModule:
+    """The checkpoint that `evaluate` or `predict` was given, compensated to the prior that it was told."""
+    if config.method_class is not None:
+        import_class("method_class", config.method_class, LongTailedModule)
+    module = load_checkpoint(config.checkpoint)
+    prior = OmegaConf.to_container(config)["test_prior"]  # type: ignore[call-overload, index]
+    if prior is not None or config.test_prior_factor is not None:
+        hp = module.hparams
+        factor = hp["test_prior_factor"] if config.test_prior_factor is None else config.test_prior_factor
+        module.set_test_prior(hp["test_prior"] if prior is None else prior, factor)
+    return module
 
 
 def build_loggers(config: DictConfig, folder: RunFolder) -> list[Logger]:
     """`metrics.csv`, and the logger that was asked for."""
-    loggers: list[Logger] = [MetricsCSV(folder.root)]
+    earlier = RunFolder.of_checkpoint(config.resume).metrics if config.resume else None
+    loggers: list[Logger] = [MetricsCSV(folder.root, earlier)]
     if config.logger:
         section = plain(config.logger)
         make = get_method(section.pop("_target_"))
@@ -83,24 +113,52 @@ def build_loggers(config: DictConfig, folder: RunFolder) -> list[Logger]:
 
 def build_trainer(config: DictConfig, folder: RunFolder, data: LongTailedDataModule, loggers: list[Logger]) -> L.Trainer:
     """Lightning's trainer, with checkpoints, progress and loggers."""
-    quiet_lightning()
     arguments = plain(config.trainer)
-    check_integer("trainer.max_epochs", arguments["max_epochs"], 1)
-    check_integer("trainer.accumulate_grad_batches", arguments["accumulate_grad_batches"], 1)
+    check_trainer(arguments)
+    if arguments["sync_batchnorm"] == "auto":  # has no effect on a single device
+        arguments["sync_batchnorm"] = torch.cuda.is_available() and arguments["accelerator"] in ("auto", "gpu", "cuda")
     callbacks: list[Callback] = [LearningRateMonitor("epoch"), *checkpoint_callbacks(folder, data)]
     callbacks += [instantiate(callback) for callback in config.callbacks.values()] if config.callbacks else []
+    return make_trainer(
+        "The settings of `trainer`",
+        **arguments,
+        default_root_dir=folder.root,
+        callbacks=callbacks,
+        logger=loggers,
+        enable_progress_bar=any("RunProgress" in type(callback).__name__ for callback in callbacks),
+        num_sanity_val_steps=0,
+    )
+
+
+def check_trainer(arguments: dict[str, Any]) -> None:
+    """Raise `ArgumentError` for what Lightning would take without a word, or answer with a traceback."""
+    for name in ("max_epochs", "accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"):
+        check_integer(f"trainer.{name}", arguments[name], 1)
+    for name in ("limit_train_batches", "limit_test_batches"):
+        check_number(f"trainer.{name}", arguments[name], above=0)
+    if arguments["gradient_clip_val"] is not None:
+        check_number("trainer.gradient_clip_val", arguments["gradient_clip_val"], above=0)
+    for name, word in (("deterministic", "warn"), ("sync_batchnorm", "auto")):
+        if arguments[name] not in (True, False, word):
+            raise ArgumentError(f"Expected `trainer.{name}` to be true, false or {word}, but got {arguments[name]!r}.")
+    strategy = str(arguments["strategy"])
+    if any(word in strategy for word in ("spawn", "fork", "notebook")):
+        raise ArgumentError(f"Expected `trainer.strategy` to start processes of its own, but got {strategy!r}. Set it to ddp.")
+
+
+def make_trainer(what: str, **arguments: Any) -> L.Trainer:
+    """Lightning's trainer, its own complaints as one line that begins with `what`."""
+    quiet_lightning()
     try:
-        return L.Trainer(
-            **arguments,
-            default_root_dir=folder.root,
-            callbacks=callbacks,
-            logger=loggers,
-            enable_progress_bar=any("RunProgress" in type(callback).__name__ for callback in callbacks),
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise ArgumentError(f"The settings of `trainer` do not fit: {' '.join(str(error).split())}") from error
+        trainer = L.Trainer(**arguments, enable_model_summary=False)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, MisconfigurationException) as error:
+        raise ArgumentError(f"{what} do not fit: {' '.join(str(error).split())}") from error
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if on_cpu and trainer.num_devices > (os.cpu_count() or 1):
+        raise ArgumentError(f"{what} ask for {trainer.num_devices} processes on {os.cpu_count()} cores. Lower `devices`.")
+    if on_cpu and arguments.get("sync_batchnorm"):
+        raise ArgumentError(f"{what} do not fit: sync_batchnorm works on GPUs only. Set trainer.sync_batchnorm=false.")
+    return trainer
 
 
 def checkpoint_callbacks(folder: RunFolder, data: LongTailedDataModule) -> list[ModelCheckpoint]:
@@ -116,12 +174,24 @@ def check_start(config: DictConfig, folder: RunFolder) -> None:
     """Look at what no object below checks, before anything is built.
 
     Raises:
-        ArgumentError: a bad seed, or the output folder holds a run already.
+        ArgumentError: a group is missing, a bad seed, the output folder holds a run already, or the checkpoint to go on from
+            has had all its epochs.
         CheckpointError: there is no checkpoint to go on from, or it is damaged.
     """
+    needed = ("data", "network", "method", "optimizer", "schedule", "trainer", "evaluation")
+    missing = [name for name in needed if not config.get(name)]
+    if missing:
+        raise ArgumentError(f"Expected a choice for `{missing[0]}`, but there is none. Type {missing[0]}=... (see --help).")
     check_seed("seed", config.seed)
     if config.resume:
-        read_checkpoint(config.resume)
+        path = Path(str(config.resume)).expanduser()
+        epochs = int(read_checkpoint(path)["epoch"]) + 1
+        at_home = path.resolve().is_relative_to(folder.root)  # there, a run that was stopped before its test is still to test
+        if epochs > config.trainer.max_epochs or (epochs == config.trainer.max_epochs and not at_home):
+            raise ArgumentError(
+                f"{path} has had {epochs} epochs, and trainer.max_epochs={config.trainer.max_epochs}: nothing is left to "
+                "train. Raise trainer.max_epochs, or test it by python -m mllt.evaluate."
+            )
     elif not config.overwrite and (folder.results.exists() or any(folder.checkpoints.glob("*.ckpt"))):
         raise ArgumentError(
             f"{folder.root} holds a run already. Choose another output_dir, go on from it with resume={folder.last}, or write "
@@ -155,5 +225,6 @@ def quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # between lightning and torch
         ".*Total length of `list` across ranks is zero.*",  # no validation split
+        ".*The dirpath has changed from.*",  # a run that goes on in another folder
     ):
         warnings.filterwarnings("ignore", message=message)

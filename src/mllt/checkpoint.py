@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import numbers
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mllt.errors import CheckpointError
+from mllt.errors import ArgumentError, CheckpointError
 
 #: Where `LongTailedModule` puts what is ours in a Lightning checkpoint.
 KEY = "mllt"
@@ -28,8 +29,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         map_location: as in `torch.load`.
 
     Returns:
-        Lightning's dictionary, with our part under `"mllt"`: {"format", "method", "version", "class_names",
-        "preprocessing"}.
+        Lightning's dictionary, with our part under `"mllt"`: {"format", "method", "subclass",
+        "version", "class_names", "preprocessing"}.
 
     Raises:
         CheckpointError: no such file, a damaged one, one that holds more than tensors and plain values, or one that is
@@ -66,6 +67,9 @@ def _reason(error: Exception) -> str:
 def plain_values(value: Any) -> Any:
     """Numbers and containers of any kind as Python's own, which is all that a checkpoint may hold.
 
+    Raises:
+        ArgumentError: a value that is neither, nor text, None, True or False.
+
     >>> plain_values({"counts": torch.tensor([3, 1]), "mean": (np.float64(0.5),)})
     {'counts': [3, 1], 'mean': [0.5]}
     """
@@ -73,9 +77,20 @@ def plain_values(value: Any) -> Any:
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
         return value.tolist()
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [plain_values(item) for item in value]
-    return value
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise ArgumentError(
+        "Expected settings to be numbers, text, and lists and dictionaries of them, which is what a checkpoint can hold, but "
+        f"got {value!r:.100}."
+    )
 
 
 def _check_ours(path: Path, checkpoint: Any) -> dict[str, Any]:

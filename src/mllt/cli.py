@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -29,7 +29,8 @@ CONFIG_MODULE = "mllt.conf"
 _STAMP = "MLLT_RUN_STAMP"
 _TRACE = "HYDRA_FULL_ERROR"
 _WANTS_TRACE = "MLLT_FULL_ERROR"
-_USERS_MISTAKES = (MlltError, HydraException, OmegaConfBaseException)
+#: What is told in one line. `OSError`: a folder that cannot be written, a full disk.
+_USERS_MISTAKES = (MlltError, HydraException, OmegaConfBaseException, OSError)
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
@@ -40,8 +41,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
     Returns:
         What the task returned; None for a sweep, `--help` and the like.
     """
-    # One time for the whole command: the processes of a distributed run inherit it, and so share the folder.
-    os.environ.setdefault(_STAMP, datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    # One time for the whole command: the processes of a distributed run inherit it, and so share the folder. In
+    # milliseconds: jobs that are started together must not.
+    os.environ.setdefault(_STAMP, datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
+    sys.argv[1:] = [_expand_home(argument) for argument in sys.argv[1:]]
     _register_resolvers()
     # What the user set, not what we set below and other processes of the run inherit
     wants_trace = os.environ.setdefault(_WANTS_TRACE, os.environ.get(_TRACE, "0")) not in ("", "0")
@@ -52,11 +55,12 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
         hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=config_name)(wrapped)()
         if outcome.error is not None:
             raise outcome.error
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"Interrupted{interrupt}.", file=sys.stderr)
         sys.exit(130)
-    except _USERS_MISTAKES as error:
-        if wants_trace:
+    except (*_USERS_MISTAKES, ValueError) as error:
+        users = isinstance(error, _USERS_MISTAKES) or not outcome.began  # Hydra's own complaints may be plain ValueErrors
+        if wants_trace or not users:
             raise
         print(f"Error: {_explain(error, config_name)}", file=sys.stderr)
         sys.exit(2)
@@ -64,6 +68,12 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
         if not wants_trace:
             os.environ.pop(_TRACE, None)
     return outcome.value
+
+
+def _expand_home(argument: str) -> str:
+    """`key=~/folder` with the home folder put in: shells leave it, and Hydra cannot read it."""
+    key, equals, value = argument.partition("=")
+    return key + equals + os.path.expanduser(value) if equals and re.match(r"~(/|$)", value) else argument
 
 
 def _register_resolvers() -> None:
@@ -77,6 +87,7 @@ def _register_resolvers() -> None:
 class _Outcome:
     """What a single run returned or raised, which `hydra.main` keeps to itself or prints in its own way."""
 
+    began: bool = False
     value: Any = None
     error: Exception | None = None
 
@@ -86,6 +97,7 @@ def _checked(task: Callable[[DictConfig], Any], config_name: str, outcome: _Outc
 
     def checked(config: DictConfig) -> Any:
         settings = HydraConfig.get()
+        outcome.began = True
         try:
             check_override_types(config_name, list(settings.overrides.task), settings.runtime.choices)
             value = task(config)
@@ -139,7 +151,8 @@ def _check_type(key: str, default: Any, value: Any) -> None:
 
 def _lenient(key: str, wanted: str, got: str) -> bool:
     """Settings that take several types: Lightning's, for which a text, a number or a list may all be right."""
-    several = ("trainer.devices", "trainer.precision", "trainer.deterministic", "trainer.profiler", "trainer.strategy")
+    names = ("devices", "precision", "deterministic", "profiler", "strategy", "sync_batchnorm")
+    several = [f"trainer.{name}" for name in names]
     limits = re.fullmatch(r"trainer\.limit_\w+_batches", key) is not None and "number" in got
     # a text that looks like a number is still a text: name=2024
     return key in several or limits or (wanted == "a text" and "number" in got) or key == "evaluation.test_prior"
@@ -172,9 +185,18 @@ def _explain(error: Exception, config_name: str) -> str:
         wrong = re.search(r"Could not (?:override|append to config|delete from config).*?'([^'=]+)", str(error))
         if wrong:
             return _explain_key(wrong.group(1).split("@")[0], str(error), config_name)
-    if isinstance(error, MissingMandatoryValue):
-        key = getattr(error, "full_key", None) or "a setting"
-        return f"`{key}` has no default and needs a value. Type {key}=..."
+    if isinstance(error, OverrideParseException):
+        return (
+            f"Cannot read {error.override!r}. Settings are typed key=value, without spaces around `=`; a value with spaces or "
+            f"any of , = ( ) [ ] {{ }} needs two pairs of quotes, as in \"data.root='My pictures (1)'\"."
+        )
+    missing = re.search(r"Missing mandatory value: (\S+)", str(error))
+    if missing:
+        key = (getattr(error, "full_key", None) if isinstance(error, MissingMandatoryValue) else None) or missing.group(1)
+        return f"`{key}` has no default and needs a value. Type {key}=..., or set it in your experiment."
+    if isinstance(error, OSError):
+        place = f" {error.filename}" if error.filename else ""
+        return f"Cannot read or write{place}: {error.strerror or error}. Choose another place, or make it writable."
     cause = error.__cause__
     if isinstance(cause, MlltError):  # raised while Hydra built an object
         return str(cause)
@@ -195,7 +217,15 @@ def _explain_key(key: str, message: str, config_name: str) -> str:
     known = [str(name) for name in node if not str(name).startswith("_")]
     known += [] if parent else [group for group in groups if group not in known]
     where = f"`{parent}` has no setting `{leaf}`" if parent else f"There is no setting or group `{leaf}`"
-    return f"{where} (from {key!r}). {did_you_mean(leaf, sorted(known))}"
+    elsewhere = [] if parent else _paths_ending_in(leaf, settings)
+    hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(leaf, sorted(known))
+    return f"{where} (from {key!r}). {hint}"
+
+
+def _paths_ending_in(leaf: str, settings: DictConfig) -> list[str]:
+    """Settings of that name in any group: `lr` is `optimizer.lr`."""
+    groups = [(str(name), node) for name, node in settings.items_ex(resolve=False) if OmegaConf.is_dict(node)]
+    return [f"{name}.{leaf}" for name, node in groups if leaf in node]
 
 
 def _vocabulary(config_name: str) -> tuple[DictConfig, list[str]]:
@@ -203,7 +233,8 @@ def _vocabulary(config_name: str) -> tuple[DictConfig, list[str]]:
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        groups = [group for group in loader.list_groups("") if group not in ("hydra", "__pycache__")]
+        # Only `train` is composed of groups
+        groups = [g for g in loader.list_groups("") if config_name == "train" and g not in ("hydra", "__pycache__")]
         choices = []
         for argument in sys.argv[1:]:
             name, _, option = argument.partition("=")

@@ -8,7 +8,8 @@ fits, so `except ValueError` works too).
 from __future__ import annotations
 
 import difflib
-import sys
+import math
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -78,12 +79,16 @@ def check_bool(name: str, value: Any) -> bool:
 
 
 def check_integer(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
-    """Return `value` if it is a whole number within the bounds (both included), else raise `ArgumentError`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Return `value` as an int if it is a whole number within the bounds (both included), else raise `ArgumentError`.
+
+    Whole numbers of any type will do, also NumPy's; a float is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ArgumentError(f"Expected `{name}` to be a whole number{_bounds(minimum, maximum)}, but got {value!r}.")
-    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
-        raise ArgumentError(f"Expected `{name}` to be a whole number{_bounds(minimum, maximum)}, but got {value}.")
-    return value
+    number = int(value)
+    if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
+        raise ArgumentError(f"Expected `{name}` to be a whole number{_bounds(minimum, maximum)}, but got {number}.")
+    return number
 
 
 def check_seed(name: str, value: Any) -> int:
@@ -102,19 +107,24 @@ def check_number(
 ) -> float:
     """Return `value` as a float if it is finite and within the bounds, else raise `ArgumentError`.
 
-    `minimum` and `maximum` are included, `above` and `below` are not.
+    `minimum` and `maximum` are included, `above` and `below` are not. Real numbers of any type will do, also NumPy's.
     """
     wanted = f"Expected `{name}` to be a number{_bounds(minimum, maximum, above, below)}, but got {value!r}."
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentError(wanted)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if (
-        (minimum is not None and value < minimum)
-        or (maximum is not None and value > maximum)
-        or (above is not None and value <= above)
-        or (below is not None and value >= below)
+        not math.isfinite(number)
+        or (minimum is not None and number < minimum)
+        or (maximum is not None and number > maximum)
+        or (above is not None and number <= above)
+        or (below is not None and number >= below)
     ):
         raise ArgumentError(wanted)
-    return float(value)
+    return number
 
 
 def _bounds(

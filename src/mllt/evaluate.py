@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from mllt.data import LongTailedDataModule
+    from mllt.methods import LongTailedModule
     from mllt.results import RunFolder
 
 
@@ -26,63 +27,86 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     """
     from pathlib import Path
 
-    import lightning as L
-
-    from mllt.build import quiet_lightning
+    from mllt.build import load_method, make_trainer
     from mllt.errors import ArgumentError, check_choice
-    from mllt.longtail import shot_groups
-    from mllt.methods import load_checkpoint
     from mllt.results import RunFolder, caption, say, table, write_json
 
     check_choice("split", config.split, ("test", "val"))
-    module = load_checkpoint(config.checkpoint)
-    if config.test_prior is not None:
-        module.set_test_prior(config.test_prior, config.test_prior_factor)
+    if config.output and Path(config.output).expanduser().is_dir():
+        raise ArgumentError(f"Expected `output` to be a file, but {config.output} is a folder.")
+    module = load_method(config)
     folder = RunFolder.of_checkpoint(config.checkpoint)
     data = stored_data(config, folder)
-    if data.num_classes != module.num_classes:
-        raise ArgumentError(
-            f"Expected data of {module.num_classes} classes, as the checkpoint has, but {data.title} has {data.num_classes}."
-        )
-    loader = data.test_dataloader if config.split == "test" else data.val_dataloader
-    quiet_lightning()
-    trainer = L.Trainer(
+    check_fits(module, data, config.split)
+    trainer = make_trainer(
+        "`accelerator`, `devices` and `limit_batches`",
         accelerator=config.accelerator,
         devices=config.devices,
         logger=False,
         enable_checkpointing=False,
-        enable_model_summary=False,
         enable_progress_bar=False,
         limit_test_batches=config.limit_batches,
     )
     data.trainer = trainer
-    if config.split == "val" and data.splits.val is None:
+    trainer.test(module, dataloaders=getattr(data, f"{config.split}_dataloader")(), verbose=False)
+    results = collect(config, module, data)
+    if trainer.is_global_zero:
+        asked = config.test_prior if isinstance(config.test_prior, str) else results["test_prior"]
+        name = prior_name(asked, results["test_prior_factor"])
+        output = Path(config.output).expanduser() if config.output else folder.root / f"evaluations/{config.split}-{name}.json"
+        write_json(output, results)
+        title = f"{config.split}, compensated to {name}"
+        say(table(results["test"], title), caption(results["shot_groups"]), f"Written to {output}")
+    return results
+
+
+def check_fits(module: LongTailedModule, data: LongTailedDataModule, split: str) -> None:
+    """Raise `ArgumentError` when the data is of other classes, or has no such split."""
+    from mllt.errors import ArgumentError
+
+    if data.num_classes != module.num_classes:
+        raise ArgumentError(
+            f"Expected data of {module.num_classes} classes, as the checkpoint has, but {data.title} has {data.num_classes}."
+        )
+    if split == "val" and data.splits.val is None:
         raise ArgumentError(f"{data.title} has no validation split: set split=test.")
-    trainer.test(module, dataloaders=loader(), verbose=False)
+
+
+def collect(config: DictConfig, module: LongTailedModule, data: LongTailedDataModule) -> dict[str, Any]:
+    """What the JSON file holds."""
+    from pathlib import Path
+
+    from mllt.longtail import shot_groups
+
     hp = module.hparams
-    prior = hp["test_prior"] if config.test_prior is None else config.test_prior
     groups = shot_groups(module.class_counts.cpu(), hp["many_above"], hp["few_below"], inclusive=hp["shot_edges_inclusive"])
-    results = {
+    return {
         "checkpoint": str(Path(config.checkpoint).expanduser().resolve()),
         "method": module.method,
         "split": config.split,
-        "test_prior": prior,
-        "test_prior_factor": config.test_prior_factor if prior in ("forward", "backward") else None,
-        "images": len(data.splits.test if config.split == "test" else data.splits.val or ()),
+        "test_prior": hp["test_prior"],
+        "test_prior_factor": hp["test_prior_factor"] if hp["test_prior"] in ("forward", "backward") else None,
+        "ensemble_of": hp["ensemble"],
+        "images": len(getattr(data.splits, config.split)),
         "shot_groups": {name: int(mask.sum()) for name, mask in groups.items()},
         "test": module.test_results,
     }
-    if trainer.is_global_zero:
-        named = Path(prior).stem if isinstance(prior, str) else "uniform" if prior is None else "numbers"
-        name = f"{config.split}-{named}.json"
-        output = Path(config.output).expanduser() if config.output else folder.root / "evaluations" / name
-        write_json(output, results)
-        say(
-            table(module.test_results or {}, f"{config.split}, compensated to {named}"),
-            caption(results["shot_groups"]),
-            f"Written to {output}",
-        )
-    return results
+
+
+def prior_name(prior: Any, factor: float | None) -> str:
+    """A test prior in a file's name: "uniform", "backward-50", a file's own, or digits that tell lists of numbers apart.
+
+    >>> prior_name("backward", 50.0), prior_name([0.5, 0.5], None)
+    ('backward-50', 'numbers-01a59a9c')
+    """
+    import hashlib
+    from pathlib import Path
+
+    if prior is None:
+        return "uniform"
+    if isinstance(prior, str):
+        return Path(prior).stem + (f"-{factor:g}" if factor is not None else "")
+    return "numbers-" + hashlib.sha256(repr(prior).encode()).hexdigest()[:8]
 
 
 def stored_data(config: DictConfig, folder: RunFolder) -> LongTailedDataModule:
@@ -93,7 +117,7 @@ def stored_data(config: DictConfig, folder: RunFolder) -> LongTailedDataModule:
         ArgumentError: they name a class that is not one of ours: a folder from elsewhere must not choose what is run.
     """
     from mllt.build import build_data, plain
-    from mllt.errors import ArgumentError
+    from mllt.errors import ArgumentError, DataError
 
     stored = folder.read_config()
     section = plain(stored.data)
@@ -104,7 +128,14 @@ def stored_data(config: DictConfig, folder: RunFolder) -> LongTailedDataModule:
         )
     changes = {"root": config.data_root, "eval_batch_size": config.eval_batch_size, "num_workers": config.num_workers}
     changes = {name: value for name, value in changes.items() if value is not None}
-    return build_data(section, batch_size=stored.batch_size, seed=stored.seed, **changes)
+    if "root" in changes and "root" not in section:
+        raise ArgumentError(f"{section['_target_']} reads no folder: leave data_root out.")
+    try:
+        data = build_data(section, batch_size=stored.batch_size, seed=stored.seed, **changes)
+        data.setup()
+    except DataError as error:
+        raise DataError(f"{error} (If the data lies elsewhere now, type data_root=FOLDER here.)") from error
+    return data
 
 
 if __name__ == "__main__":

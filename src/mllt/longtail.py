@@ -175,7 +175,7 @@ def check_class_counts(class_counts: Any, num_classes: int | None = None) -> Ten
     return whole
 
 
-def class_prior(class_counts: Tensor) -> Tensor:
+def class_prior(class_counts: Tensor | Sequence[int]) -> Tensor:
     """Training prior pi_c = n_c / N, float64, shape `(C,)`.
 
     >>> class_prior(torch.tensor([3, 1]))
@@ -185,7 +185,7 @@ def class_prior(class_counts: Tensor) -> Tensor:
     return counts / counts.sum()
 
 
-def log_prior(class_counts: Tensor) -> Tensor:
+def log_prior(class_counts: Tensor | Sequence[int]) -> Tensor:
     """log pi_c, float64, shape `(C,)`.
 
     Raises:
@@ -201,7 +201,9 @@ def log_prior(class_counts: Tensor) -> Tensor:
     return class_prior(counts).log()
 
 
-def compensate(logits: Tensor, class_counts: Tensor, test_prior: Tensor | None = None) -> Tensor:
+def compensate(
+    logits: Tensor | Sequence[Any], class_counts: Tensor | Sequence[int], test_prior: Tensor | Sequence[float] | None = None
+) -> Tensor:
     r"""Post-compensated logits: take the training prior out, put the test prior in.
 
     z'_c = z_c - log pi_train,c + log pi_test,c, with pi_train from `class_counts` (Hong et al., "Disentangling Label
@@ -211,7 +213,7 @@ def compensate(logits: Tensor, class_counts: Tensor, test_prior: Tensor | None =
     With a cosine classifier the logits must be the scaled ones.
 
     Args:
-        logits: `(..., C)`, any floating type; raw, as trained with plain cross entropy.
+        logits: `(..., C)`, any floating type; raw, as trained with plain cross entropy. A tensor, an array or a list.
         class_counts: `(C,)` training images per class, each at least 1.
         test_prior: `(C,)`, non-negative, summing to 1; None is the uniform prior.
 
@@ -225,6 +227,7 @@ def compensate(logits: Tensor, class_counts: Tensor, test_prior: Tensor | None =
     tensor([[0.2500, 0.7500]])
     """
     counts = check_class_counts(class_counts)
+    logits = as_tensor("logits", logits)
     if logits.ndim < 1 or logits.shape[-1] != counts.numel() or not logits.is_floating_point():
         raise ArgumentError(
             f"Expected `logits` to be floating and of shape (..., {counts.numel()}), one per class, but got "
@@ -233,7 +236,7 @@ def compensate(logits: Tensor, class_counts: Tensor, test_prior: Tensor | None =
     return logits + compensation_offset(counts, test_prior).to(logits)
 
 
-def compensation_offset(class_counts: Tensor, test_prior: Tensor | None = None) -> Tensor:
+def compensation_offset(class_counts: Tensor | Sequence[int], test_prior: Tensor | Sequence[float] | None = None) -> Tensor:
     """What `compensate` adds to logits: log pi_test - log pi_train, float64, shape `(C,)`."""
     offset = -log_prior(class_counts)
     if test_prior is None:  # a constant shift, the same for every class: softmax and ranking do not see it
@@ -241,7 +244,7 @@ def compensation_offset(class_counts: Tensor, test_prior: Tensor | None = None) 
     return offset + check_prior("test_prior", test_prior, offset.numel()).to(offset).log()
 
 
-def check_prior(name: str, prior: Tensor, num_classes: int) -> Tensor:
+def check_prior(name: str, prior: Tensor | Sequence[float], num_classes: int) -> Tensor:
     """A distribution over classes, float64 `(C,)`: non-negative, finite, summing to 1 within 1e-3, then normalised."""
     prior = _as_numbers(name, prior)
     if prior.shape != (num_classes,):
@@ -294,7 +297,7 @@ def resolve_test_prior(
 
     Raises:
         ArgumentError: an unknown name, or numbers that are no distribution.
-        DataError: a file that is not there or cannot be read.
+        DataError: a file that cannot be read, or does not hold C numbers.
 
     >>> resolve_test_prior("train", torch.tensor([3, 1]))
     tensor([0.7500, 0.2500], dtype=torch.float64)
@@ -304,6 +307,7 @@ def resolve_test_prior(
     counts = check_class_counts(class_counts)
     if prior is None or (isinstance(prior, str) and prior == "uniform"):
         return None
+    name = "test_prior"
     if isinstance(prior, (str, os.PathLike)):
         if prior == "train":
             return class_prior(counts)
@@ -314,11 +318,11 @@ def resolve_test_prior(
                 f"Expected `test_prior` to be a name or the path of a file, but there is no file {str(prior)!r}. "
                 f"{did_you_mean(str(prior), TEST_PRIORS)}"
             )
-        prior = _read_numbers(Path(prior))
-    weights = _as_numbers("test_prior", prior)
+        name, prior = str(prior), _read_numbers(Path(prior), counts.numel())
+    weights = _as_numbers(name, prior)
     if weights.ndim == 1 and bool((weights >= 0).all()) and float(weights.sum()) > 0:
         weights = weights / weights.sum()
-    return check_prior("test_prior", weights, counts.numel())
+    return check_prior(name, weights, counts.numel())
 
 
 def _json_numbers(content: Any) -> list[float]:
@@ -342,15 +346,33 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def as_tensor(name: str, values: Any) -> Tensor:
+    """A tensor as it is, and an array or a list of numbers as a tensor; else raise `ArgumentError`."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"Expected `{name}` to be numbers, but got {values!r:.200}.") from error
+
+
 def _as_numbers(name: str, values: Any) -> Tensor:
     """Numbers of any kind as float64."""
-    try:
-        return torch.as_tensor(values).double()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentError(f"Expected `{name}` to be numbers, one per class, but got {values!r:.200}.") from error
+    numbers = as_tensor(name, values)
+    if numbers.is_complex():
+        raise ArgumentError(f"Expected `{name}` to be real numbers, one per class, but got {numbers.dtype}.")
+    return numbers.double()
 
 
-def _read_numbers(path: Path) -> list[float]:
+def _read_numbers(path: Path, expected: int) -> list[float]:
+    """The numbers of a file, which must be so many."""
+    numbers = _parse_numbers(path)
+    if len(numbers) != expected:
+        raise DataError(
+            f"Expected {path} to hold {expected} numbers, one number per class, in class order, but it holds {len(numbers)}."
+        )
+    return numbers
+
+
+def _parse_numbers(path: Path) -> list[float]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":

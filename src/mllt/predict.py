@@ -32,18 +32,19 @@ def predict(config: DictConfig) -> int:
     import os
     from pathlib import Path
 
+    from mllt.build import load_method
     from mllt.errors import ArgumentError, check_integer
-    from mllt.methods import load_checkpoint
     from mllt.results import say
 
     check_integer("top_k", config.top_k, 1)
     check_integer("batch_size", config.batch_size, 1)
     output = Path(config.output).expanduser()
-    if output.exists() and not config.overwrite:
+    if output.is_file() and not config.overwrite:
         raise ArgumentError(f"{output} exists already. Choose another output, or write over it with overwrite=true.")
-    module = load_checkpoint(config.checkpoint).to(pick_device(config.accelerator))
-    if config.test_prior is not None:
-        module.set_test_prior(config.test_prior, config.test_prior_factor)
+    if output.is_dir():
+        raise ArgumentError(f"Expected `output` to be a file, but {output} is a folder.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    module = load_method(config).to(pick_device(config.accelerator))
     if module.preprocessing is None:
         raise ArgumentError(
             f"{config.checkpoint} does not say how pictures become inputs. Train it by python -m mllt.train, or give the class "
@@ -51,7 +52,6 @@ def predict(config: DictConfig) -> int:
         )
     top_k = min(config.top_k, module.num_classes)
     pictures, passed_over = find_input(Path(config.input).expanduser())
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     rows = predict_files(module, pictures, top_k, config.batch_size)
     failures = write_rows(partial, rows, top_k)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import lightning as L
     from omegaconf import DictConfig
 
+    from mllt.data import LongTailedDataModule
     from mllt.methods import LongTailedModule
     from mllt.results import RunFolder
 
@@ -29,14 +30,19 @@ def train(config: DictConfig) -> float:
     from pathlib import Path
 
     import lightning as L
+    import torch
     from hydra.core.hydra_config import HydraConfig
 
-    from mllt.build import build_data, build_loggers, build_module, build_trainer, check_start, plain, remarks
+    from mllt.build import absolute_paths, build_data, build_loggers, build_module, build_trainer, check_start, plain, remarks
     from mllt.callbacks import finish_loggers
+    from mllt.errors import check_integer
     from mllt.results import RunFolder, say
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir).resolve())
     check_start(config, folder)
+    absolute_paths(config.data)
+    if config.threads is not None:
+        torch.set_num_threads(check_integer("threads", config.threads, 1))
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(plain(config.data), batch_size=config.batch_size, seed=config.seed)
     data.prepare_data()
@@ -51,16 +57,46 @@ def train(config: DictConfig) -> float:
                 data.summary(rule.many_above, rule.few_below, inclusive=rule.shot_edges_inclusive),
                 *(f"Note: {remark}" for remark in remarks(config)),
             )
-        trainer.fit(module, datamodule=data, ckpt_path=config.resume, weights_only=True)
-        validated = trainer.callback_metrics.get("val/compensated/all")
-        trainer.test(module, datamodule=data, verbose=False)
+        validated = fit_and_test(trainer, module, data, folder, config.resume)
     finally:
         finish_loggers(loggers)
     results = collect(config, trainer, module)
     if trainer.is_global_zero:
         report(results, folder)
-    compensated = results["test"]["ensemble"]["compensated"]["all"]
-    return float(compensated if validated is None else validated)
+    return float(results["test"]["ensemble"]["compensated"]["all"] if validated is None else validated)
+
+
+def fit_and_test(
+    trainer: L.Trainer, module: LongTailedModule, data: LongTailedDataModule, folder: RunFolder, resume: str | None
+) -> Any:
+    """Train, and test the weights of the last epoch.
+
+    Returns:
+        The ensemble's compensated accuracy on validation, in percent; None without a validation split.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; says how to go on.
+        DataError: the test cannot read its images; says that the training is saved.
+    """
+    from mllt.errors import DataError
+
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        validated = trainer.callback_metrics.get("val/compensated/all")
+        trainer.test(module, datamodule=data, verbose=False)
+        return validated
+    except SystemExit:  # what Lightning makes of Control-C
+        if not trainer.interrupted:
+            raise
+        how = f" Go on with resume={folder.last} output_dir={folder.root}" if folder.last.exists() else ""
+        raise KeyboardInterrupt(f" in epoch {trainer.current_epoch + 1}.{how}") from None
+    except DataError as error:
+        if not trainer.testing:
+            raise
+        raise DataError(
+            f"{error} The training is done and saved; mend the test images, then type: python -m mllt.evaluate "
+            f"checkpoint={folder.last}"
+        ) from error
 
 
 def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule) -> dict[str, Any]:
@@ -87,6 +123,7 @@ def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule) ->
         "class_names": module.class_names,
         "shot_groups": {name: int(mask.sum()) for name, mask in groups.items()},
         "test_prior": hp["test_prior"],
+        "ensemble_of": hp["ensemble"],
         "test": module.test_results,
         "train_seconds": progress.train_seconds if timed else None,  # type: ignore[union-attr]
         "images_per_second": progress.images_per_second if timed else None,  # type: ignore[union-attr]

@@ -59,7 +59,8 @@ def test_compensation_goes_to_the_prior_that_is_named(mllt_command, run, answers
     if weights is None:
         weights = long_tailed_prior(counts.long(), 50, backward=prior == "backward")
     compensated = logits - (counts / counts.sum()).log() + (weights / weights.sum()).log()
-    results = read_json(run / "evaluations" / f"test-{prior}.json")
+    name = f"{prior}-50" if prior in ("forward", "backward") else prior
+    results = read_json(run / "evaluations" / f"test-{name}.json")
     found = results["test"]
     assert found["ensemble"]["compensated"]["all"] == pytest.approx(mean_class_accuracy(compensated.mean(0), targets), abs=1e-4)
     for row, expert in zip(found["experts"], compensated, strict=True):
@@ -68,6 +69,18 @@ def test_compensation_goes_to_the_prior_that_is_named(mllt_command, run, answers
     if prior == "train":
         assert found["ensemble"]["compensated"]["all"] == found["ensemble"]["raw"]["all"]
     assert results["test_prior_factor"] == (50 if prior in ("forward", "backward") else None)
+
+
+def test_the_prior_may_be_a_list_and_a_factor_alone_changes_that_of_the_checkpoint(mllt_command, run, answers):
+    logits, targets, counts = answers
+    done = mllt_command("evaluate", last(run), "test_prior=[1,1,1,1,1,1,1,1,1,11]", f"output={run / 'list.json'}")
+    assert done.status == 0, done.err
+    found = read_json(run / "list.json")
+    assert found["test_prior"] == pytest.approx([0.05] * 9 + [0.55])
+    compensated = logits - (counts / counts.sum()).log() + torch.tensor(found["test_prior"]).log()
+    assert found["test"]["ensemble"]["compensated"]["all"] == pytest.approx(mean_class_accuracy(compensated.mean(0), targets))
+    assert mllt_command("evaluate", last(run), "test_prior=backward", f"output={run / 'own.json'}").status == 0
+    assert read_json(run / "own.json")["test_prior_factor"] == 100, "the checkpoint's own"
 
 
 @pytest.mark.parametrize("suffix", [".json", ".csv", ".txt"])

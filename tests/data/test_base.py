@@ -1,4 +1,9 @@
+import os
+import pickle
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -127,9 +132,9 @@ def test_a_validation_split_of_its_own_is_used_and_excludes_another():
             {"train": images([0, 0, 3])},
             "every class to have a training image, but 2 of 4 have none: 'bee', 'cat'. Give them images, or leave them out",
         ),
-        ({"train": images([0, 1, 2, 3, 4])}, r"labels in 0 \.\. 3 .* but 1 training labels are outside: 'image 4: 4'"),
-        ({"train": images([0, 1, -1, 2, 3])}, "1 training labels are outside: 'image 2: -1'"),
-        ({"test": images([0, 9])}, "1 test labels are outside: 'image 1: 9'"),
+        ({"train": images([0, 1, 2, 3, 4])}, r"labels in 0 \.\. 3 .* but 1 training label is outside: 'image 4: 4'"),
+        ({"train": images([0, 1, -1, 2, 3])}, "1 training label is outside: 'image 2: -1'"),
+        ({"test": images([0, 9])}, "1 test label is outside: 'image 1: 9'"),
         ({"val": images([7, 7, 7, 7, 7, 7, 7])}, "7 validation labels are outside: 'image 0: 7', .*'image 4: 7'"),
         ({"test": images([0]).subset(np.array([], dtype=np.int64))}, "expected test images, but there are none"),
         ({"train": images([0]).subset(np.array([], dtype=np.int64))}, "expected training images, but there are none"),
@@ -141,6 +146,21 @@ def test_data_that_contradicts_itself_is_refused(options, message):
     for _ in range(2):  # not only the first time
         with pytest.raises(DataError, match=f"^Small: .*{message}"):
             module.setup()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_that_start_at_1_get_the_advice_to_start_at_0(split):
+    with pytest.raises(
+        DataError, match=f"1 {split}(ing)? label is outside: 'image 3: 4'. Number the classes from 0, not from 1"
+    ):
+        Small(**{split: images([1, 2, 3, 4])}).setup()
+
+
+def test_class_name_that_cannot_be_written_is_refused_before_the_training():
+    # Such names come from folders on disks of another encoding; results are written in UTF-8.
+    names = ("ant", os.fsdecode(b"caf\xe9"), "Käfer", "蜂")
+    with pytest.raises(DataError, match=r"names in UTF-8, but 1 is not: 'caf\\udce9'. Rename the folders"):
+        Small(names=names).setup()
 
 
 def test_images_and_labels_have_to_be_as_many():
@@ -174,7 +194,7 @@ def test_wrong_settings_are_refused_at_once(setting, value):
 
 def test_an_epoch_holds_every_image_once_with_its_label():
     batches = training_batches(Small())
-    assert [len(batch.targets) for batch in batches] == [8, 8, 8, 8, 6]
+    assert [len(batch.targets) for batch in batches] == [7, 8, 7, 8, 8]
     indices = torch.cat([batch.indices for batch in batches])
     assert sorted(indices.tolist()) == list(range(38))
     assert torch.cat([batch.targets for batch in batches]).tolist() == np.array(labels_of(COUNTS))[indices].tolist()
@@ -196,13 +216,15 @@ def test_epochs_differ_in_order_and_augmentation_and_seeds_too():
 
 def test_the_augmentation_depends_on_epoch_and_place_not_on_the_image():
     in_order = Small(shuffle=False)
+    order = EpochOrder(38, 0)(0)
     first, second = (by_index(training_batches(in_order, epoch)) for epoch in (0, 1))
     assert sum(torch.equal(first[row], second[row]) for row in range(38)) < 10
     # an order that repeats an image, as a class-balanced one does, shows it in another way each time
     dataset = ImageDataset(in_order.splits.train, in_order.train_transform(), seed=0)
     again = dataset[BatchRequest(0, np.arange(20), np.full(20, 5), 1.0)].images
     assert len({image.numpy().tobytes() for image in again}) > 10
-    assert torch.equal(again[5], first[5])  # at its own place: as in the plain order
+    again = dataset[BatchRequest(0, np.arange(38), np.full(38, 5), 1.0)].images
+    assert torch.equal(again[order.tolist().index(5)], first[5])  # at its own place: as in the plain order
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -233,15 +255,22 @@ def test_batches_are_the_same_for_any_number_of_devices(world, accumulate):
             assert torch.equal(torch.cat([getattr(share, field) for share in shares]), getattr(batch, field))
 
 
-def test_drop_last_shuffle_and_augment_can_be_switched():
+def test_drop_last_and_augment_can_be_switched():
     assert [len(batch.targets) for batch in training_batches(Small(drop_last=True))] == [8] * 4
-    in_order = training_batches(Small(shuffle=False, augment=False), epoch=5)
-    assert torch.cat([batch.indices for batch in in_order]).tolist() == list(range(38))
     module = Small(augment=False)
     plain = (module.splits.train.load(np.arange(38)).float() / 255 - 0.5) / 0.25
-    for batches in (in_order, training_batches(module)):
-        for row, image in by_index(batches).items():
-            torch.testing.assert_close(image, plain[row])
+    for row, image in by_index(training_batches(module)).items():
+        torch.testing.assert_close(image, plain[row])
+
+
+def test_without_shuffling_batches_are_the_same_in_every_epoch_and_of_several_classes():
+    # Sources hold class after class: in their order, overfitting one batch would fit one class
+    train = images(labels_of((40, 40, 40, 40)))
+    module = Small(train, shuffle=False, augment=False)
+    batches = training_batches(module)
+    assert all(len(batch.targets.unique()) > 1 for batch in batches)
+    assert_same_batches(training_batches(module, epoch=5), batches)
+    assert_same_batches(training_batches(Small(train, augment=False)), batches)  # the order of epoch 0
 
 
 def test_a_batch_larger_than_the_set_is_the_whole_set():
@@ -278,6 +307,27 @@ def test_loading_leaves_all_global_generators_alone(workers):
             next(iterator)
     list(digits.train_dataloader())
     assert states() == before
+
+
+def test_a_loader_can_be_handed_to_another_process():
+    # as `ddp_spawn` does: it is pickled then
+    loader = Small().train_dataloader()
+    assert loader.generator is None  # not every PyTorch pickles one
+    assert_same_batches(list(pickle.loads(pickle.dumps(loader))), list(loader))
+
+
+@pytest.mark.slow
+def test_batches_are_the_same_from_loader_processes_that_are_spawned():
+    alone, spawned = Small().train_dataloader(), Small(num_workers=1).train_dataloader()
+    spawned.multiprocessing_context = "spawn"
+    assert_same_batches(list(spawned), list(alone))
+
+
+def test_processes_persist_where_a_loader_is_used_again():
+    module = Small(num_workers=1, val_fraction=0.2)
+    assert module.train_dataloader().persistent_workers
+    assert module.val_dataloader().persistent_workers
+    assert not module.test_dataloader().persistent_workers
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation
@@ -358,3 +408,52 @@ def test_an_indivisible_batch_is_refused_with_the_trainers_numbers(tmp_path):
         module.train_dataloader()
     module.trainer = trainer_of(tmp_path, accumulate_grad_batches=4)
     assert len(module.train_dataloader()) == 4 * 5
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:You requested to overfit", "ignore:Total length")
+def test_overfit_batches_is_refused_with_what_to_do_instead(tmp_path):
+    trainer = trainer_of(tmp_path, overfit_batches=1, max_epochs=1)
+    with pytest.raises(ArgumentError, match=r"leave `overfit_batches` at 0 .* limit_train_batches=1 .* debug=overfit"):
+        trainer.fit(Recorder(), Small())
+
+
+# ------------------------------------------------------------------------------------------------------- two processes
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of two processes saw: see `loader_worker.py`."""
+    folder = tmp_path_factory.mktemp("loaders")
+    worker = Path(__file__).with_name("loader_worker.py")
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    command = [sys.executable, str(worker)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(folder)],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    return [torch.load(folder / f"seen-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("when", ["made before the processes met", "made after", "handed to a trainer"])
+def test_loaders_made_by_hand_take_their_share_on_two_processes(two_processes, when):
+    expected = [batch.indices.tolist() for batch in DigitsLT(batch_size=16).train_dataloader()]
+    first, second = (seen[when]["train"] for seen in two_processes)
+    assert [one + other for one, other in zip(first, second, strict=True)] == expected
+    assert sorted(row for seen in two_processes for batch in seen[when]["test"] for row in batch) == list(range(500))
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused_when_it_is_used(two_processes):
+    for seen in two_processes:
+        assert "over 2 devices x 1 accumulated steps, but got 15. Set it to 14 or 16" in seen["refused"]

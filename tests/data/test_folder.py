@@ -79,7 +79,31 @@ def test_train_folder_alone_gives_a_held_out_test_set(splits):
 
 def test_folders_beside_the_splits_are_noted(splits):
     save_pictures(splits, ["extra/cat/1.jpg"])
-    assert "beside train, val and test, 1 folders are not read: 'extra'" in ImageFolderLT(splits, **SETTINGS).summary()
+    assert "beside train, val and test, 1 folder is not read: 'extra'" in ImageFolderLT(splits, **SETTINGS).summary()
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Train", "Val", "Test"), ("TRAINING", "valid", "TESTING"), ("training", "Validation", "testing")],
+)
+def test_split_folders_may_be_called_otherwise(tmp_path, train, val, test):
+    save_pictures(tmp_path, [f"{split}/{path}" for split in (train, val, test) for path in class_paths()])
+    module = ImageFolderLT(tmp_path, **SETTINGS)
+    assert module.class_names == ["cat", "dog", "eel"]
+    assert [names(source)[0] for source in (module.splits.train, module.splits.val, module.splits.test)] == [
+        f"{split}/cat/0.jpg" for split in (train, val, test)
+    ]
+    assert module.notes == []
+
+
+@pytest.mark.parametrize(
+    ("pair", "split"), [(("Train", "train"), "training"), (("val", "valid"), "validation"), (("test", "testing"), "test")]
+)
+def test_two_folders_of_one_split_are_refused_by_name(tmp_path, pair, split):
+    for name in {"train", "test", *pair}:
+        save_pictures(tmp_path, class_paths(f"{name}/"))
+    with pytest.raises(DataError, match=f"one folder of {split} images .* got 2: '{pair[0]}', '{pair[1]}'"):
+        ImageFolderLT(tmp_path, **SETTINGS).setup()
 
 
 def test_class_may_be_called_train(tmp_path):
@@ -148,14 +172,14 @@ def test_class_only_in_test_is_refused_by_name(splits):
 def test_class_missing_from_test_is_noted_by_name(splits):
     for path in (splits / "test" / "eel").iterdir():
         path.unlink()
-    assert "Note: 1 of 3 classes have no test image: 'eel'" in ImageFolderLT(splits, **SETTINGS).summary()
+    assert "Note: 1 of 3 classes has no test image: 'eel'" in ImageFolderLT(splits, **SETTINGS).summary()
 
 
 def test_class_folder_without_picture_is_refused_by_name(classes):
     (classes / "fox").mkdir()
     (classes / "fox" / "readme.txt").touch()
     for settings in ({}, {"profile": "exponential", "imbalance_factor": 2}):
-        with pytest.raises(DataError, match="1 of 4 have none: 'fox'"):
+        with pytest.raises(DataError, match="1 of 4 has none: 'fox'"):
             ImageFolderLT(classes, **settings, **SETTINGS).setup()
 
 
@@ -163,6 +187,28 @@ def test_class_folder_without_picture_is_refused_by_name(classes):
 def test_folder_without_classes_is_refused_with_the_layouts(tmp_path, content):
     save_pictures(tmp_path, content)
     with pytest.raises(DataError, match=r"at least two class folders .* train/<class>/ and test/<class>/"):
+        ImageFolderLT(tmp_path, **SETTINGS).setup()
+
+
+def test_pictures_without_class_folders_are_counted(tmp_path):
+    save_pictures(tmp_path, ["1.jpg"])
+    with pytest.raises(DataError, match=r"found 0\. 1 picture lies in no class folder: each class needs one of its own"):
+        ImageFolderLT(tmp_path, **SETTINGS).setup()
+    save_pictures(tmp_path, ["2.jpg", "cat/3.jpg"])
+    with pytest.raises(DataError, match=r"found 1 \(cat\)\. 2 pictures lie in no class folder: each"):
+        ImageFolderLT(tmp_path, **SETTINGS).setup()
+
+
+@pytest.mark.parametrize("inner", [["cat/1.jpg", "dog/1.jpg"], ["Train/cat/1.jpg", "Test/cat/1.jpg"]])
+def test_folder_around_the_data_is_pointed_out(tmp_path, inner):
+    save_pictures(tmp_path / "images", inner)
+    with pytest.raises(DataError, match=rf"found 1 \(images\)\. Did you mean data\.root={tmp_path}/images\?"):
+        ImageFolderLT(tmp_path, **SETTINGS).setup()
+
+
+def test_one_class_in_the_train_folder_is_refused_with_the_layouts(tmp_path):
+    save_pictures(tmp_path, ["train/cat/1.jpg", "test/cat/2.jpg"])
+    with pytest.raises(DataError, match=r"but found 1 \(cat\)\. The folder must hold train/<class>/"):
         ImageFolderLT(tmp_path, **SETTINGS).setup()
 
 
@@ -200,7 +246,7 @@ def test_every_class_of_three_gives_a_test_image_and_none_its_last(fraction):
 
 
 def test_classes_too_small_for_a_test_image_are_told(classes):
-    assert "Note: 1 of 3 classes have no test image: 'eel'" in ImageFolderLT(classes, **SETTINGS).summary()
+    assert "Note: 1 of 3 classes has no test image: 'eel'" in ImageFolderLT(classes, **SETTINGS).summary()
 
 
 def test_held_out_images_follow_split_seed_and_not_seed(classes):
@@ -216,6 +262,40 @@ def test_validation_share_is_taken_from_the_training_images_only(classes):
     plain, validated = ImageFolderLT(classes, **SETTINGS), ImageFolderLT(classes, val_fraction=0.3, **SETTINGS)
     assert names(plain.splits.test) == names(validated.splits.test)
     assert sorted(names(validated.splits.train) + names(validated.splits.val)) == sorted(names(plain.splits.train))
+
+
+# ----------------------------------------------------------------------------------------------- broken pictures
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_broken_pictures_of_evaluation_are_found_before_the_training(splits, split):
+    save_pictures(splits, class_paths(f"{split}/", {"cat": 2, "dog": 2, "eel": 2}))
+    damage(splits / split / "dog" / "1.jpg")
+    (splits / split / "eel" / "0.jpg").write_text("no picture")
+    (splits / split / "eel" / "1.jpg").write_bytes(b"")
+    picture(1).save(splits / split / "cat" / "fine.png")
+    name = {"val": "validation", "test": "test"}[split]
+    message = (
+        rf"{name} pictures that can be decoded, but 3 cannot be: '{split}/dog/1\.jpg: OSError: image file is truncated.*', "
+        rf"'{split}/eel/0\.jpg: it is no picture.*', '{split}/eel/1\.jpg: the file is empty'"
+    )
+    with pytest.raises(DataError, match=message):
+        ImageFolderLT(splits, **SETTINGS).setup()
+    assert ImageFolderLT(splits, verify_files=False, **SETTINGS).num_classes == 3
+
+
+def test_broken_pictures_of_a_held_out_test_set_and_of_lists_are_found_too(listed):
+    held_out = names(ImageFolderLT(listed / "all", **SETTINGS).splits.test)[0]
+    for path in (f"all/{held_out}", "all/eel/0.jpg"):
+        damage(listed / path)
+    with pytest.raises(DataError, match=f"[12] cannot be: '{held_out}"):
+        ImageFolderLT(listed / "all", **SETTINGS).setup()
+    with pytest.raises(DataError, match=r"cannot be: .*'all/eel/0\.jpg"):
+        ImageFolderLT(listed, train_list="train.txt", test_list="test.txt", **SETTINGS).setup()
 
 
 # ------------------------------------------------------------------------------------------------------- profile
@@ -317,7 +397,7 @@ def test_absent_list_is_refused_with_the_places_looked_at(listed):
 def test_list_of_absent_pictures_is_refused_unless_switched_off(listed):
     (listed / "all/eel/1.jpg").unlink()
     settings = {"train_list": "train.txt", "test_list": "test.txt", **SETTINGS}
-    with pytest.raises(DataError, match=r"1 are not there: 'all/eel/1\.jpg'"):
+    with pytest.raises(DataError, match=r"1 is not there: 'all/eel/1\.jpg'"):
         ImageFolderLT(listed, **settings).setup()
     assert ImageFolderLT(listed, verify_files=False, **settings).num_classes == 3
 
@@ -360,29 +440,49 @@ def test_csv_with_numbers_is_read_as_the_list_is(listed):
 
 def test_csv_takes_quotes_spaces_and_byte_order_mark(tmp_path):
     (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbfpath,label,who\r\n"a, b.jpg",red cell,me\r\n c.jpg , x ,\r\n')
-    table = read_csv(tmp_path / "x.csv")
+    table = read_csv(tmp_path / "x.csv", tmp_path)
     assert table.paths.tolist() == [b"a, b.jpg", b"c.jpg"]
     assert table.labels.tolist() == ["red cell", "x"]
     assert table.splits is None
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_may_be_separated_as_spreadsheets_do(tmp_path, separator):
+    rows = [
+        ["path", "label", "split"],
+        ["a/1.jpg", "x y", "Train"],
+        ["a/2,5.jpg", "z", "VALIDATION"],
+        ["3.jpg", "z", "testing"],
+    ]
+    rows[2][0] = '"a/2,5.jpg"'
+    (tmp_path / "x.csv").write_text("\r\n".join(separator.join(row) for row in rows))
+    table = read_csv(tmp_path / "x.csv", tmp_path)
+    assert table.paths.tolist() == [b"a/1.jpg", b"a/2,5.jpg", b"3.jpg"]
+    assert table.labels.tolist() == ["x y", "z", "z"]
+    assert table.splits.tolist() == ["training", "validation", "test"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "a column 'path'"),
-        ("path,labels\na.jpg,x\n", "a column 'label', but it does not. Did you mean 'labels'"),
+        (
+            "path,labels\na.jpg,x\n",
+            "a column 'label', but it does not. Did you mean 'labels'.* Rename the column, or write the header path,label",
+        ),
+        ("a.jpg;x\nb.jpg;x\n", "a column 'path', .* or write the header path;label"),
         ("path,label\n", "has no rows"),
         ("path,label\na.jpg,x\nb.jpg\n,y\n", r"2 rows lack one: '.*x\.csv:3: b\.jpg,', '.*x\.csv:4: ,y'"),
-        ("path,label,split\na.jpg,x,train\nb.jpg,x,dev\n", r"1 are not: '.*x\.csv:3: dev'"),
-        ("path,label\n../a.jpg,x\n", r"1 leave it .*x\.csv:2"),
-        ("path,label\na.jpg,x\n./a.jpg,y\n", r"1 come again.*: '.*x\.csv:3"),
+        ("path,label,split\na.jpg,x,train\nb.jpg,x,dev\n", r"1 is not: '.*x\.csv:3: dev'"),
+        ("path,label\n../a.jpg,x\n", r"1 leaves it: .*x\.csv:2"),
+        ("path,label\na.jpg,x\n./a.jpg,y\n", r"1 comes again: '.*x\.csv:3"),
         ('path,label\n"' + "a" * 200_000 + ".jpg,x\n", "as CSV: field larger"),
     ],
 )
 def test_damaged_csv_is_refused_by_file_and_line(tmp_path, content, message):
     (tmp_path / "x.csv").write_text(content)
     with pytest.raises(DataError, match=message) as caught:
-        read_csv(tmp_path / "x.csv")
+        read_csv(tmp_path / "x.csv", tmp_path)
     assert str(tmp_path / "x.csv") in str(caught.value)
 
 
@@ -395,13 +495,13 @@ def test_csv_without_training_row_is_refused(listed):
 def test_csv_class_only_in_test_is_refused_by_name(listed):
     save_csv(listed / "train.csv", "path,label", [("all/cat/0.jpg", "cat"), ("all/dog/0.jpg", "dog")])
     save_csv(listed / "test.csv", "path,label", [("all/eel/0.jpg", "eel")])
-    with pytest.raises(DataError, match="1 are among the test images only: 'eel'"):
+    with pytest.raises(DataError, match="1 is among the test images only: 'eel'"):
         ImageFolderLT(listed, train_list="train.csv", test_list="test.csv", **SETTINGS).setup()
 
 
 def test_names_in_one_list_and_numbers_in_another_are_refused(listed):
     save_csv(listed / "test.csv", "path,label", [("all/eel/0.jpg", "eel")])
-    with pytest.raises(DataError, match="1 are among the test images only: 'eel'"):
+    with pytest.raises(DataError, match="1 is among the test images only: 'eel'"):
         ImageFolderLT(listed, train_list="train.txt", test_list="test.csv", **SETTINGS).setup()
 
 
@@ -490,7 +590,7 @@ def test_blood_cells_from_lists():
     assert np.bincount(module.splits.test.labels).tolist() == [69, 805, 71]
     assert module.notes == []
     batch = next(iter(module.train_dataloader()))
-    assert batch.images.shape == (8, 3, 32, 32)
+    assert batch.images.shape == (7, 3, 32, 32)  # 2,804 images in 351 batches of 7 or 8
     assert batch.images.isfinite().all()
 
 

@@ -24,6 +24,7 @@ from mllt.data.images import (
     FileSource,
     PaddedCropFlip,
     RandomResizedCropFlip,
+    damaged_files,
     eval_pipeline,
     load_rgb,
     to_rgb,
@@ -98,6 +99,18 @@ def test_broken_image_is_refused_by_name_and_cause(name):
     kind, _, cause = BROKEN[name].partition(": ")
     assert ("no picture" if "Unidentified" in kind else cause) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@needs_odd_images
+def test_damaged_files_are_those_that_cannot_be_loaded_and_warnings_come_back():
+    filters = list(warnings.filters)
+    source = FileSource([*ODD, *BROKEN], [0] * (len(ODD) + len(BROKEN)), real_data("odd-images"))
+    found = dict(problem.split(": ", 1) for problem in damaged_files(source))
+    assert sorted(found) == sorted(BROKEN)
+    for name, problem in BROKEN.items():
+        kind, _, cause = problem.partition(": ")
+        assert ("no picture" if "Unidentified" in kind else cause) in found[name]
+    assert warnings.filters == filters
 
 
 def test_all_82_odd_images_are_looked_at():

@@ -99,11 +99,26 @@ def test_path_that_leaves_the_root_is_refused(tmp_path, path):
     with pytest.raises(DataError, match=r"list\.txt:2: .*") as caught:
         read_list(write(tmp_path / "list.txt", f"a.jpg 0\n{path} 0\n"), tmp_path)
     assert path in str(caught.value)
-    assert "1 leave it" in str(caught.value)
+    assert "1 leaves it" in str(caught.value)
+    assert f"inside the data folder {tmp_path}," in str(caught.value)
+    assert "Write paths from that folder on, or set data.root to one that holds all pictures." in str(caught.value)
+
+
+def test_absolute_path_into_the_root_is_taken_as_relative_to_it(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    rows = f"{tmp_path}/data/a dog/1.jpg 0\n{tmp_path}/data/./b//2.jpg 1\n"
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path / "data", "data", tmp_path / "link"):
+        assert read_list(write(tmp_path / "list.txt", rows), root).paths.tolist() == [b"a dog/1.jpg", b"b/2.jpg"]
+    linked = write(tmp_path / "list.txt", f"{tmp_path}/link/1.jpg 0\n")
+    assert read_list(linked, "link").paths.tolist() == [b"1.jpg"]
+    with pytest.raises(DataError, match="1 leaves it"):  # another folder whose name begins alike
+        read_list(write(tmp_path / "list.txt", f"{tmp_path}/data2/1.jpg 0\n"), "data")
 
 
 def test_path_that_comes_twice_is_refused_with_both_lines(tmp_path):
-    with pytest.raises(DataError, match=r"1 come again: '.*list\.txt:3: \./a\.jpg, as .*list\.txt:1'"):
+    with pytest.raises(DataError, match=r"1 comes again: '.*list\.txt:3: \./a\.jpg, as .*list\.txt:1'"):
         read_list(write(tmp_path / "list.txt", "a.jpg 0\nb.jpg 0\n./a.jpg 1\n"), tmp_path)
 
 
@@ -191,6 +206,8 @@ def test_names_come_from_folders_where_each_class_has_one(paths, names):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
+        ([0, 2], "go up to 2 and 1 of them has none, first 1. Number the classes from 0"),
+        ([1, 2, 3], "from 0 on, but they go from 1 to 3. Number the classes from 0"),
         ([0, 2, 4], "go up to 4 and 2 of them have none, first 1, 3"),
         ([0, 999_999_999], "999,999,998 of them have none, first 1, 2"),
     ],
@@ -250,7 +267,7 @@ def test_setup_after_a_failed_one_notes_once(own_imagenet):
     picture = own_imagenet / "val/n01440764/ILSVRC2012_val_00.JPEG"
     picture.rename(own_imagenet / "aside.jpg")
     module = ImageNetLT(own_imagenet, **SETTINGS)
-    with pytest.raises(DataError, match="1 are not there"):
+    with pytest.raises(DataError, match="1 is not there"):
         module.setup()
     (own_imagenet / "aside.jpg").rename(picture)
     module.setup()
@@ -340,13 +357,13 @@ def damaged(**changes):
         ("{", "JSONDecodeError"),
         ("[]", "TypeError"),
         (damaged(images=[{"id": 1}]), "KeyError: 'file_name'"),
-        (damaged(annotations=[{"image_id": 1, "category_id": 0}]), r"1 images have none, or several: 'b\.jpg: 0'"),
+        (damaged(annotations=[{"image_id": 1, "category_id": 0}]), r"1 image has none, or several: 'b\.jpg: 0'"),
         (damaged(annotations=[{"image_id": i, "category_id": 0} for i in (1, 2, 2)]), r"several: 'b\.jpg: 2'"),
-        (damaged(annotations=[{"image_id": i, "category_id": 0} for i in (1, 2, 3)]), "1 name no image: '3'"),
+        (damaged(annotations=[{"image_id": i, "category_id": 0} for i in (1, 2, 3)]), "1 names no image: '3'"),
         (damaged(annotations=[{"image_id": i, "category_id": i} for i in (1, 2)]), "2 are not listed: '1', '2'"),
         (
             damaged(images=[{"id": i, "file_name": "a.jpg"} for i in (1, 2)]),
-            r"picture once, but 1 come again: '.*image 2: a\.jpg",
+            r"picture once, but 1 comes again: '.*image 2: a\.jpg",
         ),
         (damaged(images=[{"id": i, "file_name": f"{i}{n}"} for n, i in enumerate((1, 2, 2))]), "identifier once .*: '2'"),
         (damaged(images=[{"id": i, "file_name": f"../{i}.jpg"} for i in (1, 2)]), "2 leave it"),
@@ -361,7 +378,7 @@ def test_damaged_json_is_refused_by_name_and_cause(tmp_path, content, message):
 def test_json_test_category_without_training_category_is_refused(inaturalist):
     save_coco(inaturalist / "train2018.json", INAT_TRAIN, {0: "a", 1: "b", 2: "c"})
     save_coco(inaturalist / "val2018.json", [(INAT_TEST[0][0], 5)], {5: "z"})
-    with pytest.raises(DataError, match=r"categories of train2018\.json in val2018\.json, but 1 are not there: '5'"):
+    with pytest.raises(DataError, match=r"categories of train2018\.json in val2018\.json, but 1 is not there: '5'"):
         INaturalist2018(inaturalist, **SETTINGS).setup()
 
 
@@ -375,7 +392,13 @@ def test_json_test_category_without_training_category_is_refused(inaturalist):
         (PlacesLT, ["Places365", "6392252f8ae867bc8a5e841cc1b29e5b8ef4b636", "data_256/a/<category>/"]),
         (
             INaturalist2018,
-            ["visipedia/inat_comp", "4accdb7584d2f0a5106c40a33ed6afa392189bcc", "train_val2018/", "train2018.json"],
+            [
+                "visipedia/inat_comp",
+                "4accdb7584d2f0a5106c40a33ed6afa392189bcc",
+                "train_val2018/",
+                "train2018.json",
+                "no official identifier is known",
+            ],
         ),
     ],
 )
@@ -429,13 +452,13 @@ def test_label_out_of_range_is_refused(own_imagenet, split, change, message):
 
 def test_class_name_without_training_picture_is_refused(own_imagenet):
     write(own_imagenet / "classnames.txt", "a tench\nb goldfish\nc shark\nd ray\n")
-    with pytest.raises(DataError, match="1 of 4 have none: 'ray'"):
+    with pytest.raises(DataError, match="1 of 4 has none: 'ray'"):
         ImageNetLT(own_imagenet, **SETTINGS).setup()
 
 
 def test_label_beyond_the_class_names_is_refused(own_imagenet):
     write(own_imagenet / "classnames.txt", "a tench\nb goldfish\n")
-    with pytest.raises(DataError, match=r"labels in 0 \.\. 1 \(2 class names\), but 1 training labels are outside"):
+    with pytest.raises(DataError, match=r"labels in 0 \.\. 1 \(2 class names\), but 1 training label is outside"):
         ImageNetLT(own_imagenet, **SETTINGS).setup()
 
 
@@ -444,20 +467,20 @@ def test_picture_in_train_and_another_split_is_refused(own_imagenet, other):
     rows = imagenet_rows()
     save_list(own_imagenet / f"ImageNet_LT_{other}.txt", [*rows[other], rows["train"][3]])
     name = {"val": "validation", "test": "test"}[other]
-    with pytest.raises(DataError, match=f"1 are in both the training and the {name} split: 'train/n01440764/n01440764_3.JPEG'"):
+    with pytest.raises(DataError, match=f"1 is in both the training and the {name} split: 'train/n01440764/n01440764_3.JPEG'"):
         ImageNetLT(own_imagenet, **SETTINGS).setup()
 
 
 def test_picture_in_val_and_test_is_refused(own_imagenet):
     rows = imagenet_rows()
     save_list(own_imagenet / "ImageNet_LT_test.txt", [*rows["test"], rows["val"][0]])
-    with pytest.raises(DataError, match="1 are in both the test and the validation split"):
+    with pytest.raises(DataError, match="1 is in both the test and the validation split"):
         ImageNetLT(own_imagenet, **SETTINGS).setup()
 
 
 def test_class_without_test_image_is_noted(own_imagenet):
     save_list(own_imagenet / "ImageNet_LT_test.txt", imagenet_rows()["test"][:4])
-    assert "Note: 1 of 3 classes have no test image: 'n01484850'" in ImageNetLT(own_imagenet, **SETTINGS).summary()
+    assert "Note: 1 of 3 classes has no test image: 'n01484850'" in ImageNetLT(own_imagenet, **SETTINGS).summary()
 
 
 @pytest.mark.parametrize(
@@ -532,9 +555,9 @@ def test_default_sizes_are_those_of_the_literature():
 def test_without_augmentation_training_pictures_are_prepared_as_test_pictures(imagenet):
     module = ImageNetLT(imagenet, augment=False, shuffle=False, **SETTINGS)
     batch = training_batches(module)[0]
-    expected = module.eval_transform()(module.splits.train.load(np.arange(4)), None)
+    expected = module.eval_transform()(module.splits.train.load(batch.indices.numpy()), None)
     assert torch.equal(batch.images, expected)
-    assert batch.targets.tolist() == [0, 0, 0, 0]
+    assert batch.targets.tolist() == module.splits.train.labels[batch.indices].tolist()
 
 
 def test_padding_asks_for_padded_crops(imagenet):

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -121,10 +122,11 @@ def test_all_orders_of_few_images_are_equally_likely():
     assert_even(list(counts.values()))
 
 
-def test_without_shuffling_the_order_is_that_of_the_source():
+def test_without_shuffling_every_epoch_has_the_random_order_of_epoch_0():
     order = EpochOrder(7, seed=3, shuffle=False)
     assert len(order) == 7
-    assert order(0).tolist() == order(9).tolist() == list(range(7))
+    assert order(0).tolist() == order(9).tolist() == EpochOrder(7, seed=3)(0).tolist()
+    assert order(0).tolist() not in (list(range(7)), EpochOrder(7, seed=4, shuffle=False)(0).tolist())
 
 
 @pytest.mark.parametrize(
@@ -217,18 +219,20 @@ def joined(shares, field):
     return np.concatenate([getattr(share, field) for share in shares if share.weight > 0]).tolist()
 
 
-@pytest.mark.parametrize("length", [32, 29, 25, 17, 3])
+@pytest.mark.parametrize("length", [32, 29, 25, 17, 9, 3])
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_shares_of_a_step_are_one_and_the_same_global_batch(length, world, accumulate):
     order = EpochOrder(length, 0)
     for epoch in (0, 3):
         steps = shares_of(length, 8, world, accumulate, epoch)
+        alone = [shares[0] for shares in shares_of(length, 8, epoch=epoch)]
         assert len(steps) == math.ceil(length / 8)
-        for step, shares in enumerate(steps):
-            expected = list(range(step * 8, min(step * 8 + 8, length)))
-            assert joined(shares, "positions") == expected
-            assert joined(shares, "indices") == order(epoch)[expected].tolist()
+        assert [place for shares in steps for place in joined(shares, "positions")] == list(range(length))
+        for shares, whole in zip(steps, alone, strict=True):
+            positions = joined(shares, "positions")
+            assert positions == whole.positions.tolist()
+            assert joined(shares, "indices") == order(epoch)[positions].tolist()
             assert {share.epoch for share in shares} == {epoch}
             sizes = [len(share.positions) if share.weight else 0 for share in shares]
             assert max(sizes) - min(sizes) <= 1  # as even as it goes
@@ -244,19 +248,34 @@ def test_weighted_means_of_the_shares_average_to_the_mean_of_the_global_batch(le
         assert average == pytest.approx(losses[joined(shares, "indices")].mean(), rel=1e-12)
 
 
+@prop
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_the_steps_of_an_epoch_differ_by_at_most_one_image(length, batch_size):
+    sizes = [len(joined(shares, "positions")) for shares in shares_of(length, batch_size)]
+    assert len(sizes) == math.ceil(length / batch_size)
+    assert sum(sizes) == length
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_no_epoch_ends_on_a_batch_of_one():
+    sizes = [len(joined(shares, "positions")) for shares in shares_of(321, 16)]  # 20 batches of 16, and one image
+    assert (len(sizes), sizes.count(15), sizes.count(16)) == (21, 15, 6)
+
+
 def test_full_steps_have_weight_one():
     for shares in shares_of(32, 8, world=4, accumulate=2):
         assert [share.weight for share in shares] == [1.0] * 8
 
 
 def test_a_share_without_images_repeats_one_at_weight_zero():
-    last = shares_of(17, 8, world=4, accumulate=2)[-1]  # one image for eight shares
-    assert [share.weight > 0 for share in last].count(True) == 1
-    assert sum(share.weight for share in last) == 8
-    for share in last:
+    steps = shares_of(17, 8, world=4, accumulate=2)  # five or six images for eight shares
+    assert [[share.weight > 0 for share in shares].count(True) for shares in steps] == [5, 6, 6]
+    for share in itertools.chain(*steps):
         assert len(share.positions) == len(share.indices) == 1
         assert 0 <= share.positions[0] < 17
         assert share.indices[0] == EpochOrder(17, 0)(0)[share.positions[0]]
+    assert all(sum(share.weight for share in shares) == pytest.approx(8) for shares in steps)
 
 
 def test_an_epoch_holds_every_image_once_and_the_next_another_order():
@@ -266,9 +285,10 @@ def test_an_epoch_holds_every_image_once_and_the_next_another_order():
 
 
 @pytest.mark.parametrize(("length", "steps"), [(32, 4), (29, 3), (8, 1)])
-def test_drop_last_leaves_out_a_smaller_last_step(length, steps):
+def test_drop_last_gives_full_steps_only_and_leaves_out_the_end_of_the_order(length, steps):
     result = shares_of(length, 8, 2, 2, drop_last=True)
-    assert [len(joined(shares, "positions")) for shares in result] == [8] * steps
+    assert [joined(shares, "positions") for shares in result] == [list(range(8 * s, 8 * s + 8)) for s in range(steps)]
+    assert {share.weight for shares in result for share in shares} == {1.0}
 
 
 def test_drop_last_with_less_than_one_batch_says_what_to_set():
@@ -298,7 +318,7 @@ def test_wrong_sizes_of_a_batch_are_refused(options):
 def test_any_order_fits_also_one_that_repeats_images():
     rare_first = GlobalBatchSampler(lambda epoch: np.array([4, 4, 4, 0, epoch]), 5, 2)
     rare_first.set_epoch(1)
-    assert [request.indices.tolist() for request in rare_first] == [[4, 4], [4, 0], [1]]
+    assert [request.indices.tolist() for request in rare_first] == [[4], [4, 4], [0, 1]]
 
 
 def test_lightning_would_leave_both_samplers_in_place():

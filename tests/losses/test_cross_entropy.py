@@ -7,7 +7,7 @@ from tests.reference import losses as reference
 from torch.testing import assert_close
 
 from mllt.errors import ArgumentError
-from mllt.losses import expert_cross_entropy
+from mllt.losses import expert_cross_entropy, mutual_distillation_loss
 
 
 def random_logits(*shape, seed=0, dtype=torch.float64):
@@ -64,3 +64,25 @@ def test_an_empty_batch_costs_nothing_and_can_be_stepped_through():
 def test_shapes_that_do_not_fit_are_refused(shape, length):
     with pytest.raises(ArgumentError, match=r"Expected `logits` of shape \(experts, batch, classes\) .*, but got"):
         expert_cross_entropy(torch.zeros(shape), torch.zeros(length, dtype=torch.int64))
+
+
+def test_lists_and_small_integers_will_do():
+    logits = [[[0.0, 1.0], [2.0, 0.0]]]
+    expected = expert_cross_entropy(torch.tensor(logits), torch.tensor([1, 0]))
+    assert expert_cross_entropy(logits, [1, 0]) == expected
+    assert expert_cross_entropy(torch.tensor(logits), torch.tensor([1, 0], dtype=torch.uint8)) == expected
+    assert mutual_distillation_loss([*logits, *logits]) == 0
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        ("logits", [0], "Expected `logits` to be numbers"),
+        (torch.zeros(1, 1, 2), [None], "Expected `target` to be numbers"),
+        (torch.zeros(1, 1, 2), [0.0], "whole numbers in `target`"),
+        (torch.zeros(1, 1, 2, dtype=torch.int64), [0], "floating `logits`"),
+    ],
+)
+def test_what_is_no_logits_or_classes_is_refused(logits, target, message):
+    with pytest.raises(ArgumentError, match=message):
+        expert_cross_entropy(logits, target)

@@ -358,6 +358,83 @@ def test_probabilities_are_the_compensated_mean_of_the_experts_logits(small, pro
     assert_close(probabilities.sum(dim=-1), torch.ones(150))
 
 
+def test_an_ensemble_of_probabilities_averages_the_experts_compensated_ones(small, problem, loader, make_trainer, tmp_path):
+    module = MutualLTModule(**small, ensemble="probabilities", lr=0.01)
+    trainer = make_trainer(2)
+    trainer.fit(module, loader)
+    trainer.test(module, loader, verbose=False)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    with torch.no_grad():
+        logits = module.eval()(problem[0])
+    expected = compensate(logits, module.class_counts).double().softmax(dim=-1).mean(dim=0)
+    assert_close(module.probabilities(problem[0]).double(), expected, rtol=1e-5, atol=1e-6)
+    right = expected.argmax(dim=-1) == problem[1]
+    row = module.test_results["ensemble"]
+    assert row["compensated"]["micro"] == pytest.approx(100 * right.double().mean().item())
+    confidence = [[math.log(p) for p in scores] for scores in expected.tolist()]
+    assert row["compensated"]["ece"] == pytest.approx(
+        100 * reference.calibration_error(confidence, problem[1].tolist()), abs=1e-3
+    )
+    raw = logits.double().softmax(dim=-1).mean(dim=0).argmax(dim=-1) == problem[1]
+    assert row["raw"]["micro"] == pytest.approx(100 * raw.double().mean().item())
+    loaded = load_checkpoint(tmp_path / "last.ckpt")
+    same(loaded.probabilities(problem[0]), module.probabilities(problem[0]))
+    by_logits = load_checkpoint(tmp_path / "last.ckpt", ensemble="logits").probabilities(problem[0])
+    assert not torch.allclose(by_logits, loaded.probabilities(problem[0]), rtol=1e-3)
+
+
+def test_probabilities_leave_the_module_as_it_was(small, problem, loader, make_trainer):
+    module = MutualLTModule(**small)
+    trainer = make_trainer()
+    trainer.fit(module, loader)
+    trainer.test(module, loader, verbose=False)
+    module.train()
+    module.network.experts[1].eval()  # a part that somebody froze
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    modes = [part.training for part in module.modules()]
+    assert len(set(modes)) == 2
+    probabilities = module.probabilities(problem[0])
+    assert not probabilities.requires_grad
+    same(module.state_dict(), before)  # the running statistics, too
+    assert [part.training for part in module.modules()] == modes
+    same(probabilities, module.eval().probabilities(problem[0]))
+    assert_close(module.probabilities(problem[0][:7]), probabilities[:7])  # not of the batch
+
+
+def test_modes_are_restored_when_prediction_fails(small, problem):
+    module = MutualLTModule(**small).train()
+    with pytest.raises(RuntimeError):
+        module.probabilities(problem[0][:, :2])
+    assert all(part.training for part in module.modules())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_does_not_round_compensation_losses_or_the_table(small, problem, loader, make_trainer, precision):
+    module, exact = MutualLTModule(**small, lr=0.01), MutualLTModule(**small).compensation.clone()
+    trainer = make_trainer(precision=precision)
+    trainer.fit(module, loader)
+    assert module.compensation.dtype == torch.float32
+    same(module.compensation, exact)
+    assert trainer.callback_metrics["train/loss"].dtype == torch.float32
+    trainer.test(module, loader, verbose=False)
+    same(module.compensation, exact)
+    if precision == "bf16-mixed":
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+            assert module.eval()(problem[0]).dtype == torch.float32
+    logits = torch.zeros(2, 3, dtype=torch.bfloat16)
+    same(module.compensated(logits), exact.expand(2, 3))
+    assert module.probabilities(problem[0]).dtype == torch.float32
+
+
+def test_compensation_moves_with_the_module_but_keeps_its_type(small):
+    module = MutualLTModule(**small)
+    exact = module.compensation.clone()
+    same(module.to(torch.bfloat16).compensation, exact)
+    same(module.double().half().compensation, exact)
+    module.set_test_prior("train")
+    same(module.float().compensation, torch.zeros(3))
+
+
 def test_the_test_prior_can_be_set_afterwards(small, problem):
     module = MutualLTModule(**small).eval()
     images = problem[0]
@@ -644,6 +721,11 @@ def test_a_run_cannot_go_on_from_a_checkpoint_of_another_network(small, loader, 
         ({"many_above": 10, "few_below": 20}, r"`few_below` to lie under `many_above`"),
         ({"many_above": 20, "few_below": 20, "shot_edges_inclusive": True}, r"`few_below` to lie under `many_above`"),
         ({"few_below": -1}, r"`few_below`"),
+        ({"ensemble": "logit"}, r"`ensemble` .*Did you mean 'logits'\?"),
+        ({"preprocessing": {"foo": 1}}, r"`preprocessing` to hold .*missing"),
+        ({"preprocessing": {"size": 8, "resize": None, "mean": [0] * 3, "std": [1] * 3, "sizes": 8}}, r"'sizes'"),
+        ({"preprocessing": {"size": -8, "resize": None, "mean": [0] * 3, "std": [1] * 3}}, r"size"),
+        ({"preprocessing": "imagenet"}, r"`preprocessing` to be a dictionary"),
         ({"class_names": ["a", "b"]}, r"`class_names` to hold 3 names, one per class, but got 2"),
     ],
 )

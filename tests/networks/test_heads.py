@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mllt.errors import ArgumentError
-from mllt.networks import CosineHead, LinearHead, make_head
+from mllt.networks import CosineHead, LinearHead, build_network, make_head
 
 
 def test_cosine_logits_are_scaled_cosines():
@@ -85,3 +85,22 @@ def test_wrong_arguments_are_refused(arguments, message):
         make_head(*arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_under_autocast_heads_compute_in_float32(head, half):
+    torch.manual_seed(0)
+    network, images = build_network("resnet20", 10, num_experts=2, head=head).eval(), torch.randn(4, 3, 16, 16)
+    with torch.autocast("cpu", dtype=half):
+        features, logits = network.features(images), network(images)
+        assert torch.nn.functional.linear(images[0, 0], images[0, 1]).dtype == half  # autocast is on again
+    assert logits.dtype == torch.float32
+    expected = torch.stack([network.heads[k](features[k].float()) for k in range(2)])
+    assert torch.equal(logits, expected)
+    assert not torch.equal(logits, logits.to(half).float())
+
+
+def test_a_network_of_half_precision_throughout_still_runs():
+    network = build_network("resnet20", 10, num_experts=2).to(torch.bfloat16).eval()
+    assert network(torch.zeros(2, 3, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -2,24 +2,87 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from mllt.errors import ArgumentError, check_choice
 
 
-class MetricsCSV(CSVLogger):
-    """`metrics.csv` in the run's folder itself; the settings are in `config.yaml`, not in a second file."""
+class MetricsCSV(Logger):
+    """`metrics.csv`: one row per epoch, numbered from 1, with everything that was logged in it.
 
-    def __init__(self, folder: str | Path) -> None:
-        super().__init__(save_dir=str(folder), name="", version="")
+    The file is whole after every epoch. A run that goes on keeps the rows of the epochs before it (Lightning's own
+    `CSVLogger` starts the file anew). What is logged more than once in an epoch stands there by its last value; the test's
+    figures stand in the row of the last epoch.
 
-    def log_hyperparams(self, params: Any = None) -> None:
+    Args:
+        folder: the run's folder.
+        earlier: the `metrics.csv` of the run that this one goes on from; None for a new run.
+    """
+
+    def __init__(self, folder: str | Path, earlier: str | Path | None = None) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._rows = {} if earlier is None else read_rows(Path(earlier))
+        self._pending: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """Nothing: the folder has a name."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: the folder has a name."""
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: `config.yaml` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add to the row of the epoch that the metrics name; those that name none (learning rates) wait for the next."""
+        self._pending.update({name: float(value) for name, value in metrics.items() if name != "epoch"})
+        if "epoch" not in metrics:
+            return
+        # In training Lightning counts the epoch that runs from 0; after it, in the test, those that are done.
+        done = any(name.startswith("test/") for name in metrics)
+        epoch = max(int(metrics["epoch"]) + (0 if done else 1), 1)
+        row = self._rows.setdefault(epoch, {"epoch": epoch})
+        row.update({"step": step} if not done else {}, **self._pending)
+        self._pending = {}
+        self._rows = {number: self._rows[number] for number in sorted(self._rows) if number <= epoch}
+        self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file, once there is something to write: beside it first, then in its place."""
+        if not self._rows:
+            return
+        names = dict.fromkeys(name for row in self._rows.values() for name in row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(names))
+            writer.writeheader()
+            writer.writerows(self._rows.values())
+        os.replace(partial, self.path)
+
+
+def read_rows(path: Path) -> dict[int, dict[str, Any]]:
+    """The rows of a `metrics.csv` by epoch, without the test of the last; none where there is no such file."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{k: v for k, v in row.items() if v and not k.startswith("test/")} for row in csv.DictReader(file)]
+    return {int(row["epoch"]): {**row, "epoch": int(row["epoch"])} for row in rows}
 
 
 def wandb_logger(
@@ -48,7 +111,13 @@ def wandb_logger(
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(verify=False, prompt=False) else "offline")
     logger = WandbLogger(
-        name=Path(folder).name, save_dir=str(folder), project=project, entity=entity, group=group, mode=mode, reinit=True
+        name=Path(folder).name,
+        save_dir=str(folder),
+        project=project,
+        entity=entity,
+        group=group,
+        mode=mode,
+        reinit="finish_previous",
     )
     logger.experiment.config.update(dict(config), allow_val_change=True)
     return logger
@@ -67,10 +136,11 @@ def tensorboard_logger(folder: str | Path, config: Mapping[str, Any]) -> Logger:
 
 
 def finish_loggers(loggers: list[Logger]) -> None:
-    """Close what is open, so that the next job of a sweep starts a run of its own."""
+    """Close what is open, so that the next job of a sweep starts a run of its own; while an error passes, as failed."""
+    failed = sys.exc_info()[0] is not None
     for logger in loggers:
-        logger.finalize("success")
+        logger.finalize("failed" if failed else "success")
         if type(logger).__name__ == "WandbLogger":
             import wandb
 
-            wandb.finish()
+            wandb.finish(exit_code=int(failed))

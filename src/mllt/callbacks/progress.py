@@ -26,14 +26,21 @@ class RunProgress(ProgressBar):
     def __init__(self, refresh_seconds: float = 0.5) -> None:
         super().__init__()
         self.refresh_seconds = check_number("refresh_seconds", refresh_seconds, above=0)
-        self.console = Console(stderr=True)
+        self._console: Console | None = None
         self.train_seconds = 0.0
         self.images = 0
         self._enabled = True
         self._bar: Progress | None = None
         self._task: Any = None
-        self._epoch_start = self._drawn = 0.0
+        self._epoch_start = self._drawn = self._validation_start = 0.0
         self._loss: Any = None
+
+    @property
+    def console(self) -> Console:
+        """Standard error; opened on first use, since an open one cannot be sent to another process."""
+        if self._console is None:
+            self._console = Console(stderr=True)
+        return self._console
 
     @property
     def images_per_second(self) -> float:
@@ -83,6 +90,19 @@ class RunProgress(ProgressBar):
             )
             self._bar.refresh()
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._epoch_start += time.perf_counter() - self._validation_start  # as if it had taken no time
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds and images so far, so that a run that goes on tells those of the whole."""
+        return {"train_seconds": self.train_seconds, "images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train_seconds, self.images = float(state_dict["train_seconds"]), int(state_dict["images"])
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.train_seconds += time.perf_counter() - self._epoch_start
         self._loss = trainer.callback_metrics.get("train/loss")
@@ -90,7 +110,7 @@ class RunProgress(ProgressBar):
             done = trainer.current_epoch + 1
             left = ""
             if trainer.max_epochs and trainer.max_epochs > 0:
-                per_epoch = self.train_seconds / max(self._epochs_seen(trainer), 1)
+                per_epoch = self.train_seconds / done
                 left = f", {_duration(per_epoch * (trainer.max_epochs - done))} left"
             self.console.print(
                 f"epoch {done}/{trainer.max_epochs}{self._loss_text()}, {self.images_per_second:,.0f} images/s{left}",
@@ -117,13 +137,6 @@ class RunProgress(ProgressBar):
 
     def _loss_text(self) -> str:
         return "" if self._loss is None else f", loss {float(self._loss):.3f}"
-
-    def _epochs_seen(self, trainer: L.Trainer) -> int:
-        return trainer.current_epoch + 1 - self._first_epoch
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self._first_epoch = trainer.current_epoch
 
     @staticmethod
     def _total(trainer: L.Trainer) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,44 @@ class Splits:
     val: ImageSource | None = None
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """A number with the words that go with it.
+
+    >>> counted(1, "class has", "classes have"), counted(2000, "class has", "classes have")
+    ('1 class has', '2,000 classes have')
+    """
+    return f"{number:,} {one if number == 1 else many}"
+
+
+class QuietLoader(DataLoader[Batch]):
+    """A loader that leaves the global generator as it was: starting one takes a number from it.
+
+    (A generator of its own would do too, but loaders with one cannot be handed to other processes by every PyTorch.)
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        with torch.random.fork_rng(devices=[]):
+            return super().__iter__()
+
+
 class LongTailedDataModule(L.LightningDataModule):
     """Long-tailed training images, their test images, and what is known of the tail.
 
     A subclass implements `load_splits`, `train_transform`, `eval_transform` and `preprocessing`. After `setup` the
     module tells `class_counts` (int64 `(C,)`, of the training images only), `class_names`, `num_classes`, and
     `summary()`.
+
+    Its loaders yield `Batch`es: images, targets, indices (rows of the split) and weight, see `mllt.data.Batch`. To go
+    through training batches by hand, tell the loader the epoch before each pass, as Lightning does, or every pass has
+    the order and augmentation of epoch 0:
+
+        for epoch in range(epochs):
+            loader.sampler.set_epoch(epoch)
+            for images, targets, indices, weight in loader:
+                ...
+
+    The best way to train on several devices is `trainer.fit(model, datamodule=data)`. A loader made by hand also takes its
+    share there, but does not know of `accumulate_grad_batches`: each of its batches is a global batch.
 
     Args:
         batch_size: the *global* batch size: over all devices and accumulated steps together.
@@ -42,8 +75,10 @@ class LongTailedDataModule(L.LightningDataModule):
         seed: what the order and the augmentation follow from.
         val_fraction: share of every class's training images held out for validation, in 0 .. 0.9 (at least one image
             of each class stays). Only for data without a validation split of its own.
-        drop_last: leave out an epoch's last batch when it is smaller than the others.
-        shuffle: a new order every epoch; without it, the order of the source.
+        drop_last: batches of exactly `batch_size`, what is left of an epoch left out; else they differ by up to one image,
+            so that none is small (see `GlobalBatchSampler`).
+        shuffle: a new order every epoch; without it, the same order in every epoch, that of epoch 0 (random, too, by `seed`:
+            each batch holds several classes).
         augment: whether training images are augmented.
     """
 
@@ -151,24 +186,39 @@ class LongTailedDataModule(L.LightningDataModule):
         self._splits = splits
 
     def _check(self, splits: Splits) -> None:
+        self._check_names(splits.class_names)
         for split, source in (("training", splits.train), ("validation", splits.val), ("test", splits.test)):
-            if source is None:
-                continue
-            if not len(source):
-                raise DataError(f"{self.title}: expected {split} images, but there are none.")
-            bad = np.flatnonzero((source.labels < 0) | (source.labels >= len(splits.class_names)))
-            if len(bad):
-                some = name_some([f"{source.name_of(int(i))}: {int(source.labels[i])}" for i in bad[:5]])
-                raise DataError(
-                    f"{self.title}: expected labels in 0 .. {len(splits.class_names) - 1} ({len(splits.class_names)} class "
-                    f"names), but {len(bad)} {split} labels are outside: {some}."
-                )
+            if source is not None:
+                self._check_labels(split, source, len(splits.class_names))
         counts = count_classes(splits.train.labels, len(splits.class_names))
         empty = [splits.class_names[i] for i in (counts == 0).nonzero().flatten().tolist()]
         if empty:
             raise DataError(
-                f"{self.title}: expected every class to have a training image, but {len(empty)} of {len(counts)} have none: "
-                f"{name_some(empty)}. Give them images, or leave them out of the class names."
+                f"{self.title}: expected every class to have a training image, but {len(empty)} of {len(counts)} "
+                f"{'has' if len(empty) == 1 else 'have'} none: {name_some(empty)}. Give them images, or leave them out of the "
+                "class names."
+            )
+
+    def _check_names(self, names: list[str]) -> None:
+        """Results are written as UTF-8: what does not fit must not come to light after the training."""
+        odd = [name for name in names if name.encode("utf-8", "ignore").decode("utf-8") != name]
+        if odd:
+            raise DataError(
+                f"{self.title}: expected class names in UTF-8, but {counted(len(odd), 'is', 'are')} not: {name_some(odd)}. "
+                "Rename the folders, or save the list in UTF-8."
+            )
+
+    def _check_labels(self, split: str, source: ImageSource, num_classes: int) -> None:
+        if not len(source):
+            raise DataError(f"{self.title}: expected {split} images, but there are none.")
+        bad = np.flatnonzero((source.labels < 0) | (source.labels >= num_classes))
+        if len(bad):
+            some = name_some([f"{source.name_of(int(i))}: {int(source.labels[i])}" for i in bad[:5]])
+            from_one = source.labels.min() == 1 and source.labels.max() == num_classes
+            advice = " Number the classes from 0, not from 1." if from_one else ""
+            raise DataError(
+                f"{self.title}: expected labels in 0 .. {num_classes - 1} ({num_classes} class names), but "
+                f"{counted(len(bad), f'{split} label is', f'{split} labels are')} outside: {some}.{advice}"
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -193,31 +243,31 @@ class LongTailedDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Test images, each once over all devices."""
-        return self._eval_loader(self.splits.test)
+        return self._eval_loader(self.splits.test, once=True)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The test images."""
         return self.test_dataloader()
 
-    def _layout(self) -> tuple[int, int, int]:
-        """Number of devices, this one's rank, and accumulated steps: from the trainer, or one of each."""
-        if self.trainer is None:
-            return 1, 0, 1
+    def _layout(self) -> tuple[int | None, int, int]:
+        """Number of devices, this one's rank, and accumulated steps, from the trainer; without one at work, None, 0 and 1."""
+        if self.trainer is None or self.trainer.state.finished:
+            return None, 0, 1
         return self.trainer.world_size, self.trainer.global_rank, self.trainer.accumulate_grad_batches
 
-    def _eval_loader(self, source: ImageSource) -> DataLoader[Batch]:
+    def _eval_loader(self, source: ImageSource, *, once: bool = False) -> DataLoader[Batch]:
         world, rank, _ = self._layout()
         sampler = EvaluationSampler(len(source), self.eval_batch_size, num_replicas=world, rank=rank)
-        return self._loader(ImageDataset(source, self.eval_transform(), self.seed), sampler)
+        return self._loader(ImageDataset(source, self.eval_transform(), self.seed), sampler, once=once)
 
-    def _loader(self, dataset: ImageDataset, sampler: Any) -> DataLoader[Batch]:
+    def _loader(self, dataset: ImageDataset, sampler: Any, *, once: bool = False) -> DataLoader[Batch]:
+        """A loader of this device's batches; `once`: its processes end after one pass."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
+        return QuietLoader(
             dataset,
             batch_size=None,  # the sampler asks for whole batches
             sampler=sampler,
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            generator=torch.Generator(),  # a loader draws a number from it when it starts: not from the global one
+            persistent_workers=self.num_workers > 0 and not once,
             pin_memory=on_gpu,
         )

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mllt.data.images import FileSource
+from mllt.data.base import counted
+from mllt.data.images import FileSource, damaged_files
 from mllt.data.lists import ImageFileDataModule, check_paths, folder_names, read_bytes, read_class_names, read_list, refuse
 from mllt.data.order import SPLIT, IntArray, permutation
 from mllt.data.sources import data_root
@@ -30,8 +31,17 @@ IMAGE_EXTENSIONS = frozenset([
 # fmt: on
 LAYOUTS = ("auto", "splits", "classes")
 
-# Folders of the split layout
-_SPLITS = {"training": "train", "validation": "val", "test": "test"}
+# What the folders of the split layout, and the rows of a CSV list, may call each split, in upper or lower case
+_SPLITS = {"training": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+
+def split_called(name: str) -> str | None:
+    """The split that a folder or a row means, or None.
+
+    >>> split_called("Train"), split_called("valid"), split_called("cat")
+    ('training', 'validation', None)
+    """
+    return next((split for split, words in _SPLITS.items() if name.lower() in words), None)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -122,7 +132,8 @@ def _kind(name: str) -> str:
 
 @dataclass
 class Table:
-    """What a list says, `(n,)` each: relative paths, labels (numbers, or text), and in which split, where it tells."""
+    """What a list says, `(n,)` each: relative paths, labels (numbers, or text), and in which split (a key of `_SPLITS`, or
+    another word), where it tells."""
 
     paths: NDArray[np.bytes_]
     labels: NDArray[Any]
@@ -133,42 +144,55 @@ class Table:
         return Table(self.paths[which], self.labels[which], None)
 
 
-def read_csv(path: Path) -> Table:
+def read_csv(path: Path, root: str | Path) -> Table:
     """Read a CSV list with the header `path,label` and perhaps `split` (other columns are not looked at).
+
+    Columns are separated by commas, semicolons or tabs, whichever the header has most of.
+
+    Args:
+        path: the list.
+        root: the folder its paths start from, or that absolute ones lead into.
 
     Raises:
         DataError: columns are missing; rows lack a field, or name a split other than train, val and test; paths that
             leave the data folder or come twice. All of a kind are counted, the first few named by file:line.
     """
-    wanted, rows, lines, lacking = ["path", "label"], [], [], []
     try:
-        reader = csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8", "surrogateescape")), skipinitialspace=True)
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        for column in wanted:
-            if column not in reader.fieldnames:
-                hint = did_you_mean(column, reader.fieldnames)
-                raise DataError(f"Expected the first line of {path} to name a column {column!r}, but it does not. {hint}")
-        if "split" in reader.fieldnames:
-            wanted.append("split")
-        for row in reader:
-            fields = [(row[column] or "").strip() for column in wanted]
-            if all(fields):
-                rows.append(fields)
-                lines.append(reader.line_num)
-            else:
-                lacking.append(f"{path}:{reader.line_num}: {','.join(fields)}")
+        columns, rows, lines = _read_columns(path)
     except csv.Error as error:
         raise DataError(f"Cannot read {path} as CSV: {error}.") from error
-    refuse(f"Expected every row to have {', '.join(wanted)}", lacking, "rows lack one")
     if not rows:
         raise DataError(f"Expected {path} to name pictures, one per row below the header, but it has no rows.")
-    paths = check_paths([os.fsencode(row[0]) for row in rows], lambda i: f"{path}:{lines[i]}")
-    labels, splits = np.array([row[1] for row in rows]), np.array([row[-1] for row in rows])
-    if "split" not in wanted:
+    lacking = [f"{path}:{line}: {','.join(row)}" for row, line in zip(rows, lines, strict=True) if not all(row)]
+    refuse(f"Expected every row to have {', '.join(columns)}", lacking, "row lacks one", "rows lack one")
+    paths = check_paths([os.fsencode(row[0]) for row in rows], root, lambda i: f"{path}:{lines[i]}")
+    labels = np.array([row[1] for row in rows])
+    if "split" not in columns:
         return Table(paths, labels, None)
-    odd = np.flatnonzero(~np.isin(splits, list(_SPLITS.values())))
-    refuse("Expected `split` to be train, val or test", [f"{path}:{lines[i]}: {splits[i]}" for i in odd], "are not")
-    return Table(paths, labels, splits)
+    splits = [split_called(row[2]) for row in rows]
+    odd = [f"{path}:{lines[i]}: {rows[i][2]}" for i, split in enumerate(splits) if split is None]
+    refuse("Expected `split` to be train, val or test", odd, "is not", "are not")
+    return Table(paths, labels, np.array(splits, np.str_))
+
+
+def _read_columns(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """The names of the columns that count, their fields row by row, and the line of each row."""
+    text = read_bytes(path).decode("utf-8", "surrogateescape")
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    for column in ("path", "label"):
+        if column not in reader.fieldnames:
+            raise DataError(
+                f"Expected the first line of {path} to name a column {column!r}, but it does not. "
+                f"{did_you_mean(column, reader.fieldnames)} Rename the column, or write the header path{separator}label."
+            )
+    columns = ["path", "label", "split"] if "split" in reader.fieldnames else ["path", "label"]
+    rows, lines = [], []
+    for row in reader:
+        rows.append([(row[column] or "").strip() for column in columns])
+        lines.append(reader.line_num)
+    return columns, rows, lines
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -258,16 +282,21 @@ class ImageFolderLT(ImageFileDataModule):
     """Any pictures of yours, long-tailed by nature or cut to a profile. Three layouts:
 
     * **splits**: `root/train/<class>/` and `root/test/<class>/`, perhaps `root/val/<class>/`. Without `test` the `val`
-      folder is the test set, as in iNaturalist's protocol, and a note says so.
+      folder is the test set, as in iNaturalist's protocol, and a note says so. In upper or lower case; `training`, `testing`,
+      `valid` and `validation` mean the same.
     * **classes**: `root/<class>/`; of every class a share is held out for the test (`hold_out_test`).
     * **lists**: `train_list`, `test_list`, `val_list`: text files, "relative/path label" per line, or CSV files with
-      the header `path,label` where the label is a number or the name of a class. One CSV file with a third column
-      `split` (train, val, test) does for all. Without test images, a share of the training images is held out.
+      the header `path,label` (or with semicolons or tabs) where the label is a number or the name of a class. One CSV file
+      with a third column `split` (train, val, test) does for all. Without test images, a share of the training images is
+      held out.
 
     Pictures may lie in sub-folders of their class folder (`scan_classes`). Classes are numbered in alphabetical order;
     numbers in lists stand, and `root/classnames.txt` names them (line k, from 0, is class k). Every class of the
     test and validation images must be one of the training images; `summary` tells which lack test images, and which
     files were ignored.
+
+    With `verify_files` (the default) every validation and test picture is decoded once at setup, so that a broken one is
+    found before the training and not after it. Broken training pictures show in the first epoch.
 
     Args:
         root: the folder of the pictures, from which also the paths in lists start.
@@ -329,7 +358,7 @@ class ImageFolderLT(ImageFileDataModule):
             kept, held_out = hold_out_test(train.labels, self.test_fraction, self.split_seed)
             train, sources["test"] = train.subset(kept), train.subset(held_out)
             self.notes.append(
-                f"{len(held_out):,} test images are held out of the others "
+                f"{counted(len(held_out), 'test image is', 'test images are')} held out of the others "
                 f"({self.test_fraction:g} of each class, split_seed={self.split_seed})"
             )
         sources["training"] = self._cut(train, len(names))
@@ -356,6 +385,14 @@ class ImageFolderLT(ImageFileDataModule):
     def _check_files(self, split: str, source: FileSource) -> None:
         if self.lists["training"] is not None:  # files found in folders were there a moment ago
             super()._check_files(split, source)
+        if split != "training":
+            refuse(
+                f"{self.title}: expected {split} pictures that can be decoded",
+                damaged_files(source),
+                "cannot be",
+                "cannot be",
+                "Mend them or take them out. (verify_files=false goes on without this check.)",
+            )
 
     # ------------------------------------------------------------------------------------------------- folders
 
@@ -365,31 +402,56 @@ class ImageFolderLT(ImageFileDataModule):
         if len(names) < 2:
             raise DataError(
                 f"{self.title}: expected at least two class folders with training images under {self.root}, but found "
-                f"{len(names)}{f' ({names[0]})' if names else ''}. {self.advice()}"
+                f"{len(names)}{f' ({names[0]})' if names else ''}. {self._guess(found['training'])}{self.advice()}"
             )
         for split in found:
-            unknown = sorted(set(found[split].pictures) - set(names))
-            refuse(f"{self.title}: expected the classes of the training images", unknown, f"are among the {split} images only")
+            self._refuse_unknown(split, sorted(set(found[split].pictures) - set(names)))
         ignored = sum((one.ignored for one in found.values()), Counter[str]())
         if ignored:
             self.notes.append("ignored " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(ignored.items())))
         return {split: _labelled(found[split].pictures, names, self.root) for split in found}, names
 
+    def _guess(self, found: Found) -> str:
+        """What a folder without class folders may be instead."""
+        places = [self.root / name for name in found.pictures]
+        inner = [place for place in places if place.is_dir() and len(_folders(place)) > 1]
+        flat = found.ignored["outside class folders"]
+        if inner:
+            return f"Did you mean data.root={inner[0]}? "
+        if flat:
+            return f"{counted(flat, 'picture lies', 'pictures lie')} in no class folder: each class needs one of its own. "
+        return ""
+
+    def _refuse_unknown(self, split: str, names: list[str]) -> None:
+        expected = f"{self.title}: expected the classes of the training images"
+        refuse(expected, names, f"is among the {split} images only", f"are among the {split} images only")
+
     def _scan(self) -> dict[str, Found]:
-        folders = [entry.name for entry in list_folder(self.root) if entry.is_dir() and not entry.name.startswith(".")]
-        has_splits = "train" in folders and ("test" in folders or "val" in folders or len(folders) == 1)
+        folders: dict[str | None, list[str]] = {}
+        for name in _folders(self.root):
+            folders.setdefault(split_called(name), []).append(name)
+        others = folders.pop(None, [])
+        has_splits = "training" in folders and (len(folders) > 1 or not others)
         if self.layout == "classes" or (self.layout == "auto" and not has_splits):
             return {"training": scan_classes(self.root)}
-        if "train" not in folders:
+        if "training" not in folders:
             raise DataError(f"{self.title}: expected a folder {self.root / 'train'}, but there is none. {self.advice()}")
-        found = {split: scan_classes(self.root, name) for split, name in _SPLITS.items() if name in folders}
-        others = sorted(set(folders) - set(_SPLITS.values()))
+        found = {split: scan_classes(self.root, self._only(split, folders[split])) for split in _SPLITS if split in folders}
         if others:
-            self.notes.append(f"beside train, val and test, {len(others):,} folders are not read: {name_some(others)}")
+            unread = counted(len(others), "folder is", "folders are")
+            self.notes.append(f"beside train, val and test, {unread} not read: {name_some(others)}")
         if "test" not in found and "validation" in found:
             found["test"] = found.pop("validation")
-            self.notes.append("there is no folder test: val is the test set")
+            self.notes.append(f"there is no folder test: {folders['validation'][0]} is the test set")
         return found
+
+    def _only(self, split: str, folders: list[str]) -> str:
+        if len(folders) > 1:
+            raise DataError(
+                f"{self.title}: expected one folder of {split} images in {self.root}, but got {len(folders)}: "
+                f"{name_some(folders)}. Put one of them elsewhere, or set data.layout=classes if they are classes."
+            )
+        return folders[0]
 
     # --------------------------------------------------------------------------------------------------- lists
 
@@ -402,7 +464,7 @@ class ImageFolderLT(ImageFileDataModule):
             if table.splits is None:
                 tables[split] = table
             elif self.lists["test"] is None and self.lists["validation"] is None:
-                tables = {name: table.rows(table.splits == short) for name, short in _SPLITS.items() if short in table.splits}
+                tables = {name: table.rows(table.splits == name) for name in _SPLITS if name in table.splits}
             else:
                 raise DataError(f"{self.title}: {given} has a column `split`; give it as `train_list` alone, or take it out.")
         if "training" not in tables:
@@ -418,8 +480,7 @@ class ImageFolderLT(ImageFileDataModule):
         """Sources of lists whose labels are names."""
         names = np.unique(tables["training"].labels)
         for split, table in tables.items():
-            unknown = np.setdiff1d(table.labels, names).tolist()
-            refuse(f"{self.title}: expected the classes of the training images", unknown, f"are among the {split} images only")
+            self._refuse_unknown(split, np.setdiff1d(table.labels, names).tolist())
         sources = {split: FileSource(t.paths, np.searchsorted(names, t.labels), self.root) for split, t in tables.items()}
         return sources, names.tolist()
 
@@ -429,9 +490,14 @@ class ImageFolderLT(ImageFileDataModule):
         if path is None:
             raise DataError(f"{self.title}: expected a list {given}, but there is none at {' or '.join(map(str, places))}.")
         if path.suffix.lower() == ".csv":
-            return read_csv(path)
+            return read_csv(path, self.root)
         source = read_list(path, self.root)
         return Table(source.paths, source.labels, None)
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the visible folders in a folder."""
+    return [entry.name for entry in list_folder(folder) if entry.is_dir() and not entry.name.startswith(".")]
 
 
 def _labelled(pictures: dict[str, list[bytes]], names: list[str], root: Path) -> FileSource:

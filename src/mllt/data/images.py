@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +37,8 @@ _PICTURE = 32
 _NO_DRAWS = Draws(0, 0, np.zeros(1, dtype=np.int64))
 
 _PREPROCESSING = ("size", "resize", "mean", "std")
+
+_T = TypeVar("_T")
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -62,20 +66,57 @@ def load_rgb(path: str | bytes | os.PathLike[str]) -> Image.Image:
         DataError: a file that is not there or that Pillow cannot decode whole, also pictures that it takes for
             decompression bombs (more than twice `PIL.Image.MAX_IMAGE_PIXELS`); names the file and the cause.
     """
-    path = os.fsdecode(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # A file of our own: Pillow leaves the one that it opens itself to the garbage collector when it fails
-            with open(path, "rb") as file, Image.open(file) as image:
-                image.load()
-                turn, upright = _orientation(image), to_rgb(image)
-    except Exception as error:  # decoders fail in many ways: OSError, SyntaxError, ValueError, struct.error, ...
-        raise DataError(f"Cannot read the picture {path}: {_cause(error, path)}.") from error
+    with _quiet():
+        turn, upright = _opened(os.fsdecode(path), _decode)
     if turn is not None:
         upright = upright.transpose(turn)
     upright.info = {}  # else the orientation could be applied again
     return upright
+
+
+def damaged_files(source: FileSource) -> list[str]:
+    """What is wrong with the pictures of a source that cannot be decoded: "path: cause", by threads.
+
+    Every file is read whole, so cut-off ones are found too; JPEG files are decoded at an eighth of their size, which is
+    several times faster.
+    """
+    with _quiet(), ThreadPoolExecutor() as threads:  # warnings are silenced once: doing it in threads is not safe
+        causes = threads.map(_damage, map(source.name_of, range(len(source))))
+        return [f"{os.fsdecode(path)}: {cause}" for path, cause in zip(source.paths, causes, strict=True) if cause]
+
+
+def _damage(path: str) -> str | None:
+    try:
+        return _opened(path, _skim)
+    except DataError as error:
+        return _cause(error.__cause__ or error, path)
+
+
+def _skim(image: Image.Image) -> None:
+    image.draft(None, (1, 1))
+    image.load()
+
+
+def _decode(image: Image.Image) -> tuple[Image.Transpose | None, Image.Image]:
+    image.load()
+    return _orientation(image), to_rgb(image)
+
+
+def _opened(path: str, use: Callable[[Image.Image], _T]) -> _T:
+    """What `use` gives for the picture in a file; whatever fails is a `DataError` that names the file and the cause."""
+    try:
+        # A file of our own: Pillow leaves the one that it opens itself to the garbage collector when it fails
+        with open(path, "rb") as file, Image.open(file) as image:
+            return use(image)
+    except Exception as error:  # decoders fail in many ways: OSError, SyntaxError, ValueError, struct.error, ...
+        raise DataError(f"Cannot read the picture {path}: {_cause(error, path)}.") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -118,7 +159,7 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _cause(error: Exception, path: str) -> str:
+def _cause(error: BaseException, path: str) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):

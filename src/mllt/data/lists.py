@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllt.data.augment import check_statistics
-from mllt.data.base import LongTailedDataModule, Splits
+from mllt.data.base import LongTailedDataModule, Splits, counted
 from mllt.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -45,7 +45,8 @@ INATURALIST_MEAN, INATURALIST_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
 def read_list(path: str | Path, root: str | Path) -> FileSource:
     """The pictures and labels of a list: "relative/path label" per line.
 
-    Paths may hold spaces; blank lines are skipped. Whether the pictures exist is not looked at: `absent_files` does.
+    Paths may hold spaces, and may be absolute where they lead into `root`; blank lines are skipped. Whether the pictures
+    exist is not looked at: `absent_files` does.
 
     Args:
         path: the list.
@@ -65,10 +66,10 @@ def read_list(path: str | Path, root: str | Path) -> FileSource:
             lines.append(number)
         elif fields:
             malformed.append(f"{path}:{number}: {os.fsdecode(line.strip())}")
-    refuse("Expected each line to be a path and a label, a whole number from 0 on", malformed, "lines are not")
+    refuse("Expected each line to be a path and a label, a whole number from 0 on", malformed, "line is not", "lines are not")
     if not paths:
         raise DataError(f"Expected {path} to name pictures, one `relative/path label` per line, but it is empty.")
-    return FileSource(check_paths(paths, lambda i: f"{path}:{lines[i]}"), labels, root)
+    return FileSource(check_paths(paths, root, lambda i: f"{path}:{lines[i]}"), labels, root)
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -79,43 +80,54 @@ def read_bytes(path: str | Path) -> bytes:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def check_paths(paths: Sequence[bytes], place: Callable[[int], str]) -> NDArray[np.bytes_]:
-    """Relative paths in their shortest form; none leaves its root, none comes twice.
+def check_paths(paths: Sequence[bytes], root: str | Path, place: Callable[[int], str]) -> NDArray[np.bytes_]:
+    """Paths relative to `root` in their shortest form; none leads out of it, none comes twice.
 
     Args:
-        paths: relative paths.
+        paths: relative to `root`, or absolute.
+        root: the folder of the pictures.
         place: where the i-th was found, to name it in an error.
 
-    >>> check_paths([b"./cat/1.jpg", b"cat//2.jpg"], str).tolist()
-    [b'cat/1.jpg', b'cat/2.jpg']
+    >>> check_paths([b"./cat/1.jpg", b"cat//2.jpg", b"/data/cat/3.jpg"], "/data", str).tolist()
+    [b'cat/1.jpg', b'cat/2.jpg', b'cat/3.jpg']
     """
+    folder = data_root(root)
+    roots = [os.path.join(os.fsencode(form(folder)), b"") for form in (os.path.abspath, os.path.realpath)]
     # Almost all paths of a long list are in that form already
-    short = [os.path.normpath(path) if b"//" in path or b"/." in path or path[:1] == b"." else path for path in paths]
+    short = [_shortest(path, roots) if b"//" in path or b"/." in path or path[:1] in b"./" else path for path in paths]
     leaving = [i for i, path in enumerate(short) if os.path.isabs(path) or path == b".." or path.startswith(b"../")]
     refuse(
-        "Expected paths inside the data folder, relative to it",
+        f"Expected paths inside the data folder {folder}",
         [f"{place(i)}: {os.fsdecode(paths[i])}" for i in leaving],
-        "leave it (absolute, or by `..`)",
+        "leaves it",
+        "leave it",
+        "Write paths from that folder on, or set data.root to one that holds all pictures.",
     )
     first: dict[bytes, int] = {}
     twice = [i for i, path in enumerate(short) if first.setdefault(path, i) != i]
     refuse(
         "Expected every picture once",
         [f"{place(i)}: {os.fsdecode(paths[i])}, as {place(first[short[i]])}" for i in twice],
+        "comes again",
         "come again",
     )
     return np.array(short, np.bytes_)
 
 
-def refuse(expected: str, problems: Sequence[str], what: str) -> None:
-    """Raise `DataError` when there are problems of a kind: how many, and the first few.
+def _shortest(path: bytes, roots: Iterable[bytes]) -> bytes:
+    path = os.path.normpath(path)
+    return next((path[len(root) :] for root in roots if path.startswith(root)), path)
 
-    >>> refuse("Expected even numbers", ["3", "5"], "are odd")
+
+def refuse(expected: str, problems: Sequence[str], one: str, many: str, advice: str = "") -> None:
+    """Raise `DataError` when there are problems of a kind: how many, and the first few; `one` or `many` says what they are.
+
+    >>> refuse("Expected even numbers", ["3", "5"], "is odd", "are odd")
     Traceback (most recent call last):
     mllt.errors.DataError: Expected even numbers, but 2 are odd: '3', '5'.
     """
     if problems:
-        raise DataError(f"{expected}, but {len(problems):,} {what}: {name_some(problems)}.")
+        raise DataError(f"{expected}, but {counted(len(problems), one, many)}: {name_some(problems)}. {advice}".rstrip())
 
 
 def absent_files(source: FileSource) -> list[str]:
@@ -143,6 +155,7 @@ def check_disjoint(sources: dict[str, FileSource]) -> None:
         refuse(
             "Expected every picture in one split only",
             [os.fsdecode(path) for path in shared],
+            f"is in both the {one} and the {other} split",
             f"are in both the {one} and the {other} split",
         )
 
@@ -173,18 +186,23 @@ def read_coco(path: str | Path, root: str | Path) -> tuple[FileSource, dict[int,
             f"Expected {path} to be JSON with `images` (id, file_name), `annotations` (image_id, category_id) and "
             f"`categories` (id, name), but reading it failed: {type(error).__name__}: {error}."
         ) from error
-    refuse(f"Expected every image identifier once in {path}", [str(i) for i in seen if seen[i] > 1], "come again")
+    refuse(
+        f"Expected every image identifier once in {path}", [str(i) for i in seen if seen[i] > 1], "comes again", "come again"
+    )
     times = Counter(image for image, _ in pairs)
-    refuse(f"Expected annotations of images in {path}", [str(i) for i in times if i not in files], "name no image")
+    strays = [str(i) for i in times if i not in files]
+    refuse(f"Expected annotations of images in {path}", strays, "names no image", "name no image")
     refuse(
         f"Expected one annotation per image in {path}",
         [f"{os.fsdecode(file)}: {times[image]}" for image, file in files.items() if times[image] != 1],
+        "image has none, or several",
         "images have none, or several",
     )
-    refuse(f"Expected known categories in {path}", sorted({str(c) for _, c in pairs if c not in names}), "are not listed")
+    unlisted = sorted({str(c) for _, c in pairs if c not in names})
+    refuse(f"Expected known categories in {path}", unlisted, "is not listed", "are not listed")
     label_of = dict(pairs)
     images = list(files)
-    paths = check_paths(list(files.values()), lambda i: f"{path}: image {images[i]}")
+    paths = check_paths(list(files.values()), root, lambda i: f"{path}: image {images[i]}")
     return FileSource(paths, [label_of[image] for image in images], root), names
 
 
@@ -223,7 +241,7 @@ def _category_names(path: Path) -> list[str]:
             f"{type(error).__name__}: {error}."
         ) from error
     gaps = [str(label) for label in range(len(names)) if label not in names]
-    refuse(f"Expected the identifiers in {path} to be the labels 0 .. {len(names) - 1}", gaps, "are missing")
+    refuse(f"Expected the identifiers in {path} to be the labels 0 .. {len(names) - 1}", gaps, "is missing", "are missing")
     return [names[label] for label in range(len(names))]
 
 
@@ -243,12 +261,14 @@ def folder_names(train: FileSource) -> list[str]:
     """
     present = np.unique(train.labels)
     highest = int(present[-1])
+    if present[0] == 1 and highest == len(present):
+        raise DataError(f"Expected labels from 0 on, but they go from 1 to {highest}. Number the classes from 0.")
     if highest + 1 != len(present):  # `highest` may be a slip of the pen: make nothing of that length
         gaps = np.setdiff1d(np.arange(min(highest, len(present) + 5)), present)[:5]
         raise DataError(
             f"Expected every class to have a training image, but the labels go up to {highest} and "
-            f"{highest + 1 - len(present):,} of them have none, first {name_some(gaps.tolist())}. Number the classes from 0 "
-            "without gaps."
+            f"{counted(highest + 1 - len(present), 'of them has', 'of them have')} none, first "
+            f"{name_some(gaps.tolist())}. Number the classes from 0 without gaps."
         )
     folders_of: list[set[str]] = [set() for _ in present]
     for path, label in zip(train.paths.tolist(), train.labels.tolist(), strict=True):
@@ -281,7 +301,8 @@ class ImageFileDataModule(LongTailedDataModule):
         padding: None: train on random resized crops. A number: on the square of evaluation, padded by so many pixels,
             cropped back and flipped, the augmentation of small pictures; without colour jitter.
         mean, std: of the three channels in 0 .. 1, for normalisation.
-        verify_files: look at setup whether every picture is there (by listing folders; off: the first use tells).
+        verify_files: look at setup whether every picture is there (by listing folders; off: the first use tells). Whether
+            they can be decoded, the first use tells (`ImageFolderLT` looks at those of validation and test).
         common: `LongTailedDataModule`'s arguments.
     """
 
@@ -328,15 +349,17 @@ class ImageFileDataModule(LongTailedDataModule):
         untested = np.setdiff1d(sources["training"].labels, sources["test"].labels)
         if len(untested):
             some = name_some([names[label] if label < len(names) else str(label) for label in untested])
-            self.notes.append(f"{len(untested):,} of {len(names):,} classes have no test image: {some}")
+            verb = "has" if len(untested) == 1 else "have"
+            self.notes.append(f"{len(untested):,} of {len(names):,} classes {verb} no test image: {some}")
         return Splits(sources["training"], sources["test"], names, sources.get("validation"))
 
     def _check_files(self, split: str, source: FileSource) -> None:
         absent = absent_files(source)
         if absent:
             raise DataError(
-                f"{self.title}: expected {len(source):,} {split} pictures under {self.root}, but {len(absent):,} are not "
-                f"there: {name_some(absent)}. {self.advice()} (verify_files=false goes on without this check.)"
+                f"{self.title}: expected {len(source):,} {split} pictures under {self.root}, but "
+                f"{counted(len(absent), 'is', 'are')} not there: {name_some(absent)}. {self.advice()} "
+                "(verify_files=false goes on without this check.)"
             )
 
     def advice(self) -> str:
@@ -546,7 +569,8 @@ class INaturalist2018(ImageListDataModule):
     how_to_get = (
         "Pictures: iNaturalist 2018 (visipedia/inat_comp), as {root}/train_val2018/<group>/<category>/<name>.jpg. Lists, in "
         "{lists}: iNaturalist18_train.txt and iNaturalist18_val.txt, as in hyperconnect/LADE or dvlab-research/MiSLAS; or "
-        "train2018.json and val2018.json of visipedia/inat_comp."
+        "train2018.json and val2018.json of visipedia/inat_comp. (Of the JSON files no official identifier is known here. "
+        "The right ones give 437,513 training images of 8,142 classes and 24,426 test images: the summary of the data tells.)"
     )
 
     def __init__(
@@ -571,7 +595,12 @@ class INaturalist2018(ImageListDataModule):
         test, _ = read_coco(self.list_dir / self.test_json, self.root)
         categories = np.array(sorted(names), dtype=np.int64)
         unknown = np.setdiff1d(test.labels, categories)
-        refuse(f"Expected the categories of {self.train_json} in {self.test_json}", [str(c) for c in unknown], "are not there")
+        refuse(
+            f"Expected the categories of {self.train_json} in {self.test_json}",
+            [str(c) for c in unknown],
+            "is not there",
+            "are not there",
+        )
         for source in (train, test):
             source.labels = rank_labels(source.labels, categories)
         return {"training": train, "test": test}, self._names_on_file() or [names[category] for category in sorted(names)]

@@ -7,10 +7,12 @@ state, because every random number here is a *hash* of its coordinates, computed
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
@@ -93,6 +95,9 @@ class BatchRequest(NamedTuple):
 class EpochOrder:
     """Instance-balanced order: every image once per epoch, shuffled anew by (seed, epoch).
 
+    Without `shuffle` every epoch has the order of epoch 0. It is a random one too: sources hold class after class, and in
+    their own order a batch would be of one class.
+
     An order is any callable from an epoch (0-based) to the `(n,)` int64 indices of that epoch, with a length; other
     orders (class-balanced, reversed) fit where this one does.
 
@@ -110,29 +115,55 @@ class EpochOrder:
         return self.length
 
     def __call__(self, epoch: int) -> IntArray:
-        if not self.shuffle:
-            return np.arange(self.length, dtype=np.int64)
-        return permutation(self.length, self.seed, SHUFFLE, epoch)
+        return permutation(self.length, self.seed, SHUFFLE, epoch if self.shuffle else 0)
 
 
-class GlobalBatchSampler(DistributedSampler[BatchRequest]):
+class _DeviceSampler(DistributedSampler[BatchRequest]):
+    """Base of the samplers: which device this is, of how many.
+
+    It is a `DistributedSampler` so that Lightning leaves it in place on several devices, and tells it the epoch.
+
+    Args:
+        length: number of images.
+        num_replicas: number of devices; None: as many as `torch.distributed` runs when the sampler is *used*, one
+            where it does not run. So a loader may be made before a trainer starts the processes.
+        rank: this device's number; only with `num_replicas`.
+    """
+
+    def __init__(self, length: int, num_replicas: int | None, rank: int) -> None:
+        super().__init__(range(length), num_replicas=num_replicas or 1, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.length = length
+        self.given = None if num_replicas is None else (num_replicas, rank)
+
+    def devices(self) -> tuple[int, int]:
+        """Number of devices and this one's."""
+        if self.given is not None:
+            return self.given
+        return (dist.get_world_size(), dist.get_rank()) if dist.is_available() and dist.is_initialized() else (1, 0)
+
+
+class GlobalBatchSampler(_DeviceSampler):
     """Cuts an epoch's order into global batches, and yields one device's shares of them.
 
-    The step s of an epoch holds positions s * batch_size .. (s + 1) * batch_size - 1, whatever the number of devices
-    and accumulated micro-batches: those only cut the step into `accumulate * num_replicas` consecutive shares. The
-    last, smaller step is cut as evenly as it goes; a share that would be empty repeats one image at weight 0.
+    An epoch of n images is cut into ceil(n / batch_size) consecutive steps whose sizes differ by at most one, so that no
+    step is left with a few images: that would be a full step of the optimizer, with batch statistics of next to nothing
+    (321 images in batches of 16 would end every epoch on a batch of one). With `drop_last`, all steps are of `batch_size`.
 
-    It is a `DistributedSampler` so that Lightning leaves it in place on several devices.
+    The steps are the same whatever the number of devices and accumulated micro-batches: those only cut a step into
+    `accumulate * num_replicas` consecutive shares, as evenly as it goes; a share that would be empty repeats one image at
+    weight 0.
 
     Args:
         order: from an epoch to its indices (`EpochOrder` or the like).
+        length: number of images of an epoch.
         batch_size: the *global* batch size, over all devices and accumulated micro-batches.
-        num_replicas: number of devices; rank: this one's number.
+        num_replicas: number of devices; None: those that run when the sampler is used. rank: this one's number.
         accumulate: micro-batches per optimizer step.
-        drop_last: leave out the last step of an epoch when it is smaller than the others.
+        drop_last: take only floor(n / batch_size) steps of exactly `batch_size`, and leave out the rest of the epoch's order.
 
     Raises:
-        ArgumentError: `batch_size` is not divisible by `num_replicas * accumulate`, or the epoch would be empty.
+        ArgumentError: `batch_size` is not divisible by `num_replicas * accumulate` (with `num_replicas` None, at the first
+            use), or the epoch would be empty.
     """
 
     def __init__(
@@ -141,28 +172,23 @@ class GlobalBatchSampler(DistributedSampler[BatchRequest]):
         length: int,
         batch_size: int,
         *,
-        num_replicas: int = 1,
+        num_replicas: int | None = None,
         rank: int = 0,
         accumulate: int = 1,
         drop_last: bool = False,
     ) -> None:
         check_integer("batch_size", batch_size, 1)
         check_integer("accumulate", accumulate, 1)
-        shares = num_replicas * accumulate
-        if batch_size % shares:
-            lower, upper = batch_size // shares * shares, (batch_size // shares + 1) * shares
-            raise ArgumentError(
-                f"Expected the global `batch_size` to divide evenly over {num_replicas} devices x {accumulate} accumulated "
-                f"steps, but got {batch_size}. Set it to {f'{lower} or {upper}' if lower else upper}, or change their number."
-            )
+        _check_divisible(batch_size, num_replicas or 1, accumulate)
         if drop_last and length < batch_size:
             raise ArgumentError(
                 f"Expected at least one full batch, but `drop_last` is on and {length} images are fewer than "
                 f"batch_size={batch_size}: the epoch would be empty. Lower `batch_size` or set drop_last=false."
             )
-        super().__init__(range(length), num_replicas=num_replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.order, self.length = order, length
+        super().__init__(length, num_replicas, rank)
+        self.order = order
         self.global_batch_size, self.accumulate = batch_size, accumulate
+        self.drop_last = drop_last
         self.steps = length // batch_size if drop_last else -(-length // batch_size)
 
     def __len__(self) -> int:
@@ -170,45 +196,55 @@ class GlobalBatchSampler(DistributedSampler[BatchRequest]):
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[BatchRequest]:
+        world, rank = self.devices()
+        _check_divisible(self.global_batch_size, world, self.accumulate)
         indices = self.order(self.epoch)
-        for step in range(self.steps):
-            start = step * self.global_batch_size
-            stop = min(start + self.global_batch_size, self.length)
-            edges = start + (np.arange(self.accumulate * self.num_replicas + 1) * (stop - start)) // (
-                self.accumulate * self.num_replicas
-            )
-            for micro in range(self.accumulate):
-                share = micro * self.num_replicas + self.rank
-                yield self._share(indices, int(edges[share]), int(edges[share + 1]), stop - start)
-
-    def _share(self, indices: IntArray, first: int, last: int, step_size: int) -> BatchRequest:
-        weight = (last - first) * self.num_replicas * self.accumulate / step_size
-        positions = np.arange(first, max(last, first + 1), dtype=np.int64) % self.length
-        return BatchRequest(self.epoch, positions, indices[positions], weight)
+        used = self.steps * self.global_batch_size if self.drop_last else self.length
+        steps = np.arange(self.steps + 1) * used // self.steps
+        shares = self.accumulate * world
+        for start, stop in itertools.pairwise(steps.tolist()):
+            edges = start + np.arange(shares + 1) * (stop - start) // shares
+            for share in range(rank, shares, world):  # this device's, micro-batch after micro-batch
+                first, last = int(edges[share]), int(edges[share + 1])
+                positions = np.arange(first, max(last, first + 1), dtype=np.int64) % self.length
+                yield BatchRequest(self.epoch, positions, indices[positions], (last - first) * shares / (stop - start))
 
 
-class EvaluationSampler(DistributedSampler[BatchRequest]):
+def _check_divisible(batch_size: int, devices: int, accumulate: int) -> None:
+    shares = devices * accumulate
+    if batch_size % shares:
+        lower, upper = batch_size // shares * shares, (batch_size // shares + 1) * shares
+        raise ArgumentError(
+            f"Expected the global `batch_size` to divide evenly over {devices} devices x {accumulate} accumulated "
+            f"steps, but got {batch_size}. Set it to {f'{lower} or {upper}' if lower else upper}, or change their number."
+        )
+
+
+class EvaluationSampler(_DeviceSampler):
     """Every image exactly once over all devices, in order, nothing padded: device r gets images r, r + n, r + 2n, ...
 
     Args:
         length: number of images.
         batch_size: images per batch on *one* device.
-        num_replicas: number of devices; rank: this one's number.
+        num_replicas: number of devices; None: those that run when the sampler is used. rank: this one's number.
     """
 
-    def __init__(self, length: int, batch_size: int, *, num_replicas: int = 1, rank: int = 0) -> None:
-        check_integer("batch_size", batch_size, 1)
-        super().__init__(range(length), num_replicas=num_replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.mine = np.arange(rank, length, num_replicas, dtype=np.int64)
-        self.batch_size = batch_size
+    def __init__(self, length: int, batch_size: int, *, num_replicas: int | None = None, rank: int = 0) -> None:
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        super().__init__(length, num_replicas, rank)
 
     def __len__(self) -> int:
-        return -(-len(self.mine) // self.batch_size)
+        return -(-len(self._mine()) // self.batch_size)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        for start in range(0, len(self.mine), self.batch_size):
-            indices = self.mine[start : start + self.batch_size]
+        mine = self._mine()
+        for start in range(0, len(mine), self.batch_size):
+            indices = mine[start : start + self.batch_size]
             yield BatchRequest(0, indices, indices, 1.0)
+
+    def _mine(self) -> IntArray:
+        world, rank = self.devices()
+        return np.arange(rank, self.length, world, dtype=np.int64)
 
 
 def per_class_split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mllt.data.order import BatchRequest, Draws, IntArray
-from mllt.errors import DataError
+from mllt.errors import ArgumentError, DataError
 
 
 class Batch(NamedTuple):
@@ -105,6 +105,12 @@ class ImageDataset(Dataset[Batch]):
         return len(self.source)
 
     def __getitem__(self, request: BatchRequest) -> Batch:
+        if not isinstance(request, BatchRequest):
+            raise ArgumentError(
+                f"Expected a `BatchRequest` of this loader's own sampler, but got {request!r} of another one. To train on a "
+                "few batches only, leave `overfit_batches` at 0 (it replaces the sampler): set limit_train_batches=1 and the "
+                "data module's shuffle=false, or debug=overfit on the command line."
+            )
         images = self.transform(self.source.load(request.indices), Draws(self.seed, request.epoch, request.positions))
         targets = torch.from_numpy(self.source.labels[request.indices])
         indices = torch.from_numpy(np.ascontiguousarray(request.indices))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mllt.errors import ArgumentError, check_bool, check_choice, check_number
-from mllt.longtail import check_class_counts, compensation_offset
+from mllt.longtail import as_tensor, check_class_counts, compensation_offset
 
 MUTUAL_TARGETS = ("peers", "mean")
 
@@ -53,6 +53,7 @@ def mutual_distillation_loss(
     >>> round(float(mutual_distillation_loss(logits)), 4)  # KL(p2 || p1) + KL(p1 || p2)
     0.2747
     """
+    logits = as_tensor("logits", logits)
     if logits.ndim != 3 or not logits.is_floating_point():
         raise ArgumentError(
             "Expected `logits` to be floating and of shape (experts, batch, classes), but got "

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from mllt.checkpoint import FORMAT, KEY, plain_values, read_checkpoint
-from mllt.data.sources import Batch
-from mllt.errors import ArgumentError, CheckpointError, MlltError, check_bool, did_you_mean
+from mllt.data.images import eval_pipeline
+from mllt.errors import ArgumentError, CheckpointError, MlltError, check_bool, check_choice, did_you_mean
 from mllt.longtail import TEST_PRIORS, check_class_counts, compensation_offset, resolve_test_prior, shot_groups
+from mllt.methods.batches import as_batch, as_images
 from mllt.methods.evaluation import KINDS, Evaluation
-from mllt.metrics import ImageMean
+from mllt.methods.identity import (
+    argument_names,
+    check_method_is_free,
+    check_rebuildable,
+    check_same_counts,
+    check_same_settings,
+    check_subclass,
+    has_own_method,
+    subclass_name,
+)
+from mllt.metrics import ENSEMBLES, ImageMean, ensemble_logits
+from mllt.metrics.shot_accuracy import check_labels
 from mllt.networks import build_network
 from mllt.optim import MovingAverage, check_schedule, check_sgd, epoch_schedule, parameter_groups, sgd
 from mllt.version import __version__
-
-#: What a checkpoint must share with a module that goes on from it.
-_IDENTITY = ("class_counts", "network", "num_experts", "shared", "width", "head")
 
 
 class LongTailedModule(L.LightningModule):
     """A network of N experts, trained by SGD on long-tailed images, evaluated before and after compensation.
 
-    A method is a subclass with a `method` name and an `objective`. Trains from any loader of `(images, targets)`
-    pairs, images float `(B, 3, H, W)` and targets int64 `(B,)`, or from our data modules' `Batch`es.
+    A method is a subclass with a `method` name and an `objective`; constructor arguments of its own it hands to
+    `remember`, so that checkpoints hold them. Trains from any loader of `(images, targets, ...)`, images float
+    `(B, 3, H, W)`, normalised, and targets whole numbers `(B,)`, or from our data modules' `Batch`es.
 
     Args:
         class_counts: `(C,)` training images per class, each at least 1; travels with every checkpoint.
@@ -54,6 +65,8 @@ class LongTailedModule(L.LightningModule):
             numbers; see `mllt.longtail.resolve_test_prior`.
         test_prior_factor: imbalance factor of "forward" and "backward".
         many_above, few_below, shot_edges_inclusive: the shot-group rule, see `mllt.longtail.shot_groups`.
+        ensemble: how the ensemble averages its experts: "logits" (the mean of the logits, then compensated) or
+            "probabilities" (the mean of the experts' compensated probabilities).
         class_names: C names, for predictions; None: the class numbers.
         preprocessing: how a picture becomes an input (`LongTailedDataModule.preprocessing`); needed to predict from files.
 
@@ -71,7 +84,8 @@ class LongTailedModule(L.LightningModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__dict__.get("method"):  # its own, not an inherited one
+        if has_own_method(cls):
+            check_method_is_free(cls, LongTailedModule.registry.get(cls.method))
             LongTailedModule.registry[cls.method] = cls
 
     def __init__(
@@ -100,6 +114,7 @@ class LongTailedModule(L.LightningModule):
         many_above: int = 100,
         few_below: int = 20,
         shot_edges_inclusive: bool = False,
+        ensemble: str = "logits",
         class_names: Sequence[str] | None = None,
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
@@ -111,36 +126,35 @@ class LongTailedModule(L.LightningModule):
         if ema_decay is not None:
             MovingAverage(ema_decay)
         shot_groups(counts, many_above, few_below, inclusive=shot_edges_inclusive)
-        self._remember(
-            {
-                "class_counts": counts.tolist(),
-                "network": network,
-                "num_experts": num_experts,
-                "shared": shared,
-                "width": width,
-                "head": head,
-                "scale": scale,
-                "pretrained": pretrained,
-                "network_options": network_options,
-                "lr": lr,
-                "momentum": momentum,
-                "nesterov": nesterov,
-                "weight_decay": weight_decay,
-                "decay_norm_and_bias": decay_norm_and_bias,
-                "schedule": schedule,
-                "milestones": list(milestones),
-                "gamma": gamma,
-                "warmup_epochs": warmup_epochs,
-                "ema_decay": ema_decay,
-                "test_prior": _portable_prior(test_prior, counts, test_prior_factor),
-                "test_prior_factor": test_prior_factor,
-                "many_above": many_above,
-                "few_below": few_below,
-                "shot_edges_inclusive": shot_edges_inclusive,
-            }
+        self.remember(
+            class_counts=counts,
+            network=network,
+            num_experts=num_experts,
+            shared=shared,
+            width=width,
+            head=head,
+            scale=scale,
+            pretrained=pretrained,
+            network_options=network_options,
+            lr=lr,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            decay_norm_and_bias=decay_norm_and_bias,
+            schedule=schedule,
+            milestones=milestones,
+            gamma=gamma,
+            warmup_epochs=warmup_epochs,
+            ema_decay=ema_decay,
+            test_prior=_portable_prior(test_prior, counts, test_prior_factor),
+            test_prior_factor=test_prior_factor,
+            many_above=many_above,
+            few_below=few_below,
+            shot_edges_inclusive=shot_edges_inclusive,
+            ensemble=check_choice("ensemble", ensemble, ENSEMBLES),
         )
         self.class_names = check_class_names(class_names, counts.numel())
-        self.preprocessing = None if preprocessing is None else plain_values(preprocessing)
+        self.preprocessing = None if preprocessing is None else check_preprocessing(preprocessing)
         self.network = build_network(
             network,
             counts.numel(),
@@ -155,21 +169,26 @@ class LongTailedModule(L.LightningModule):
         self.register_buffer("class_counts", counts)
         self.register_buffer("compensation", torch.zeros(counts.numel()), persistent=False)
         self.set_test_prior(test_prior, test_prior_factor)
-        self.evaluation = Evaluation(counts, num_experts, many_above, few_below, shot_edges_inclusive)
+        self.evaluation = Evaluation(counts, num_experts, many_above, few_below, shot_edges_inclusive, ensemble)
         self.train_means = nn.ModuleDict()  # of the terms of the loss, by name
         #: the table of the last test (see `Evaluation.compute`); None before one
         self.test_results: dict[str, Any] | None = None
 
-    def _remember(self, settings: dict[str, Any]) -> None:
-        """Add to the hyper-parameters, as plain containers: a checkpoint must load with weights_only=True.
+    # ------------------------------------------------------------------------------------------- for the method
 
-        In place of `save_hyperparameters`, which compares all arguments with each other and so fails for arrays.
+    def remember(self, **settings: Any) -> None:
+        """Keep constructor arguments in `self.hparams`, and so in every checkpoint, which is made into a module with them.
+
+        A method calls it with its own arguments, as `MutualLTModule` does. Numbers and containers of any kind become
+        Python's own. (In place of `save_hyperparameters`, which compares all arguments with each other and so fails for
+        arrays.)
+
+        Raises:
+            ArgumentError: a value that a checkpoint cannot hold.
         """
         self._set_hparams({**self.hparams, **plain_values(settings)})
         self._hparams_initial = copy.deepcopy(self._hparams)
         self._log_hyperparams = True
-
-    # ------------------------------------------------------------------------------------------- for the method
 
     @abstractmethod
     def objective(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -201,14 +220,21 @@ class LongTailedModule(L.LightningModule):
 
     def compensated(self, logits: Tensor) -> Tensor:
         """Logits `(..., C)` compensated from the training prior to the test prior (`set_test_prior`)."""
-        return logits + self.compensation.to(logits.dtype)
+        return logits + self.compensation  # of float32, so half-precision logits become that
 
+    @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """The ensemble's compensated class probabilities `(B, C)`: softmax of the mean of the experts' logits.
+        """The ensemble's compensated class probabilities `(B, C)` of images `(B, 3, H, W)`.
 
-        (The mean of compensated logits is the compensated mean: what compensation adds is the same for all experts.)
+        The network is evaluated in eval mode and without gradients, whatever mode it is in; that is left as it was.
         """
-        return self.compensated(self(images).float().mean(dim=0)).softmax(dim=-1)
+        training = [module for module in self.modules() if module.training]
+        try:
+            logits = self.eval()(as_images(images, self.dtype)).float()  # type: ignore[arg-type]
+        finally:
+            for module in training:  # not by train(), which would switch parts on that were off
+                module.training = True
+        return ensemble_logits(self.compensated(logits), self.hparams["ensemble"]).softmax(dim=-1)
 
     def set_test_prior(self, prior: str | Sequence[float] | Tensor | None, factor: float = 100.0) -> None:
         """Compensate to this class prior from now on; see `mllt.longtail.resolve_test_prior`."""
@@ -217,10 +243,26 @@ class LongTailedModule(L.LightningModule):
         self.compensation = offset.float().to(self.compensation.device)
         self.hparams.update(plain_values({"test_prior": _portable_prior(prior, counts, factor), "test_prior_factor": factor}))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LongTailedModule:
+        """Whatever type the module is brought to, the compensation stays float32."""
+        exact = self.compensation
+        super()._apply(fn, recurse)
+        self.compensation = exact.to(self.compensation.device)
+        return self
+
     # -------------------------------------------------------------------------------------------- Lightning's side
 
+    def on_fit_start(self) -> None:
+        """Refuse now what would train wrongly, or a checkpoint that could not be loaded."""
+        check_rebuildable(self)
+        theirs = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
+        if theirs is not None:
+            check_same_counts(self.class_counts.cpu(), check_class_counts(theirs).cpu())
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        batch = as_batch(batch)
+        batch = as_batch(batch, self.dtype)  # type: ignore[arg-type]
+        if batch_idx == 0 or batch.targets.device.type == "cpu":  # looking at every batch would hold up a GPU
+            check_labels("targets", batch.targets, self.num_classes)
         terms = self.objective(self(batch.images), batch.targets)
         loss = torch.stack(list(terms.values())).sum()
         images = len(batch.targets) * (batch.weight > 0)  # none where an image only fills up an empty share
@@ -257,10 +299,10 @@ class LongTailedModule(L.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The ensemble's compensated probabilities `(B, C)`, for a batch with targets or of images alone."""
-        return self.probabilities(batch if isinstance(batch, Tensor) else as_batch(batch).images)
+        return self.probabilities(as_images(batch, self.dtype))  # type: ignore[arg-type]
 
     def _evaluate(self, batch: Any) -> None:
-        batch = as_batch(batch)
+        batch = as_batch(batch, self.dtype)  # type: ignore[arg-type]
         self.evaluation.update(self(batch.images).float(), batch.targets, self.compensation)
 
     def _log_table(self, split: str, table: dict[str, Any]) -> None:
@@ -302,59 +344,83 @@ class LongTailedModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning's own type of hyper-parameters is a subclass of dict, which weights_only loading refuses.
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = dict(self.hparams)
+        check_rebuildable(self)
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_values(self.hparams)
         checkpoint[KEY] = {
             "format": FORMAT,
             "version": __version__,
             "method": self.method,
+            "subclass": subclass_name(type(self)),
             "class_names": self.class_names,
             "preprocessing": self.preprocessing,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """When training goes on from a checkpoint: it must be of the same method, classes and network."""
-        hp = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        stored = {"method": checkpoint.get(KEY, {}).get("method"), **{name: hp.get(name) for name in _IDENTITY}}
-        wanted = {"method": self.method, **{name: self.hparams[name] for name in _IDENTITY}}
-        different = [name for name in wanted if stored[name] != wanted[name]]
-        if different:
-            name = different[0]
-            raise CheckpointError(
-                f"Expected a checkpoint of the same {', '.join(different)} to go on from, but its {name} is "
-                f"{stored[name]!r}, and here it is {wanted[name]!r}. Use the settings that it was trained with."
-            )
+        """The trainer is about to load a checkpoint: method and network must be the same, and to go on training the recipe."""
+        ours = checkpoint.get(KEY, {})
+        stored = {**checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), "method": ours.get("method")}
+        training = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        check_same_settings(stored, {**plain_values(self.hparams), "method": self.method}, training=training)
+        check_subclass(type(self), ours.get("subclass"), "the checkpoint")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = "cpu", strict: bool = True, **overrides: Any
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        hparams_file: None = None,
+        strict: bool | None = True,
+        weights_only: bool | None = True,
+        **overrides: Any,
     ) -> LongTailedModule:
         """The module of a checkpoint, with its weights; nothing else is needed, and no code of the file's can run.
 
         Args:
             checkpoint_path: a `.ckpt` file that one of our methods wrote.
             map_location: the device to load to.
+            hparams_file: Lightning's; only None, since the checkpoint holds all settings.
             strict: whether the weights must fit exactly.
+            weights_only: Lightning's; only True, which never runs code of the file's.
             overrides: arguments of the class to change, e.g. `test_prior="train"`.
 
         Raises:
-            CheckpointError: the file is missing, damaged, not ours, or of another method.
+            CheckpointError: the file is missing, damaged, not ours, of another method, or of another class of that method.
+            ArgumentError: an override that the class does not take, or out of range.
         """
+        if weights_only not in (True, None) or hparams_file is not None:
+            raise ArgumentError(
+                f"Expected weights_only=True and hparams_file=None, but got weights_only={weights_only!r} and "
+                f"hparams_file={hparams_file!r}. Leave them out: our checkpoints hold all settings, as plain values."
+            )
         checkpoint = read_checkpoint(checkpoint_path, map_location)
-        method = checkpoint[KEY]["method"]
-        if cls.method and method != cls.method:
+        found = cls._class_of(checkpoint[KEY], Path(checkpoint_path))
+        return found._from_content(checkpoint, Path(checkpoint_path), strict is not False, overrides)
+
+    @classmethod
+    def _class_of(cls, ours: dict[str, Any], path: Path) -> type[LongTailedModule]:
+        """The class to load a checkpoint with: this one, or for `LongTailedModule` the one of the checkpoint's method."""
+        method, subclass = ours["method"], ours.get("subclass")
+        found = cls.registry.get(method) if cls is LongTailedModule else cls
+        if found is None:
             raise CheckpointError(
-                f"Expected {checkpoint_path} to be of method {cls.method!r}, but it is of {method!r}. Use "
+                f"Expected {path} to be of a known method, but it is of {method or subclass!r}. "
+                f"{did_you_mean(method, cls.registry)} If the method is your own, import its class first "
+                "(for the commands: method_class=my_package.MyMethod)"
+                + ("." if method else f", and use {subclass}.load_from_checkpoint.")
+            )
+        if found.method != method:
+            raise CheckpointError(
+                f"Expected {path} to be of method {cls.method!r}, but it is of {method!r}. Use "
                 "mllt.load_checkpoint, which finds the class by itself."
             )
-        if not cls.method and method not in cls.registry:
-            raise CheckpointError(
-                f"Expected {checkpoint_path} to be of a known method, but it is of {method!r}. "
-                f"{did_you_mean(method, cls.registry)} If the method is your own, import its class first."
-            )
-        return (cls if cls.method else cls.registry[method])._from_content(checkpoint, Path(checkpoint_path), strict, overrides)
+        check_subclass(found, subclass, str(path))
+        return found
 
     @classmethod
     def _from_content(cls, checkpoint: dict[str, Any], path: Path, strict: bool, overrides: dict[str, Any]) -> LongTailedModule:
+        for name in overrides:
+            if name not in (known := argument_names(cls)):
+                raise ArgumentError(f"{cls.__name__} has no argument {name!r}. {did_you_mean(name, known)}")
         ours = checkpoint[KEY]
         # Weights come from the checkpoint: nothing pretrained is fetched again.
         try:
@@ -383,23 +449,20 @@ def _portable_prior(prior: str | Sequence[float] | Tensor | None, counts: Tensor
     return None if resolved is None else resolved.tolist()
 
 
-def as_batch(batch: Any) -> Batch:
-    """A `Batch` as it is, and an `(images, targets)` pair of anyone's loader as a `Batch` of weight 1.
-
-    Raises:
-        ArgumentError: anything else.
-    """
-    if isinstance(batch, Batch):
-        return batch
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
-        images, targets = batch
-        return Batch(images, targets, torch.arange(len(targets), device=targets.device), torch.ones((), device=targets.device))
-    raise ArgumentError(f"Expected a batch to be a pair of tensors (images, targets), but got {type(batch).__name__}.")
-
-
 def check_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
     """C names as plain strings; the class numbers for None."""
     names = [str(label) for label in range(num_classes)] if class_names is None else [str(name) for name in class_names]
     if len(names) != num_classes:
         raise ArgumentError(f"Expected `class_names` to hold {num_classes} names, one per class, but got {len(names)}.")
     return names
+
+
+def check_preprocessing(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """What `LongTailedDataModule.preprocessing` tells, as plain values; `ArgumentError` for what no picture can go through."""
+    if not isinstance(preprocessing, Mapping):
+        raise ArgumentError(
+            f"Expected `preprocessing` to be a dictionary, as of a data module, but got {preprocessing!r:.100}."
+        )
+    plain = plain_values(preprocessing)
+    eval_pipeline(plain)
+    return plain

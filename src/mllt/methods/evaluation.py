@@ -21,17 +21,25 @@ class Evaluation(nn.Module):
         class_counts: int64 `(C,)` training images per class.
         num_experts: N.
         many_above, few_below, inclusive: the shot-group rule, see `mllt.longtail.shot_groups`.
+        ensemble: how the experts are averaged, see `mllt.metrics.ensemble_logits`.
     """
 
     class_counts: Tensor
 
     def __init__(
-        self, class_counts: Tensor, num_experts: int, many_above: int = 100, few_below: int = 20, inclusive: bool = False
+        self,
+        class_counts: Tensor,
+        num_experts: int,
+        many_above: int = 100,
+        few_below: int = 20,
+        inclusive: bool = False,
+        ensemble: str = "logits",
     ) -> None:
         super().__init__()
         self.rule: dict[str, Any] = {"many_above": many_above, "few_below": few_below, "inclusive": inclusive}
-        self.accuracy = nn.ModuleDict({kind: ShotAccuracy(class_counts, num_experts, **self.rule) for kind in KINDS})
-        self.calibration = nn.ModuleDict({kind: ExpectedCalibrationError(num_experts=num_experts) for kind in KINDS})
+        shared: dict[str, Any] = {"num_experts": num_experts, "ensemble": ensemble}
+        self.accuracy = nn.ModuleDict({kind: ShotAccuracy(class_counts, **shared, **self.rule) for kind in KINDS})
+        self.calibration = nn.ModuleDict({kind: ExpectedCalibrationError(**shared) for kind in KINDS})
         self.register_buffer("class_counts", class_counts, persistent=False)
 
     def update(self, logits: Tensor, targets: Tensor, offset: Tensor) -> None:

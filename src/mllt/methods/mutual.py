@@ -11,7 +11,7 @@ reduced dimension does well on its own.
 What the public supplement leaves open, and this file therefore decides (a reconstruction; every choice is a setting): the
 number of experts (3), their topology (RIDE's: stem and first stages shared, later ones private at 3/4 width), linear heads,
 w = 1, T = 1, pairwise targets on raw probabilities, detached (Zhang et al., "Deep Mutual Learning", CVPR 2018), and an
-ensemble that averages logits before compensation.
+ensemble that averages logits (`ensemble="probabilities"`: compensated probabilities).
 """
 
 from __future__ import annotations
@@ -64,15 +64,13 @@ class MutualLTModule(LongTailedModule):
         **common: Any,
     ) -> None:
         super().__init__(num_experts=num_experts, **common)
-        self._remember(
-            {
-                "mutual_weight": check_number("mutual_weight", mutual_weight),
-                "temperature": check_number("temperature", temperature, above=0),
-                "mutual_target": check_choice("mutual_target", mutual_target, MUTUAL_TARGETS),
-                "mutual_probabilities": check_choice("mutual_probabilities", mutual_probabilities, PROBABILITIES),
-                "detach_peers": check_bool("detach_peers", detach_peers),
-                "mutual_warmup_epochs": check_integer("mutual_warmup_epochs", mutual_warmup_epochs, 0),
-            }
+        self.remember(
+            mutual_weight=check_number("mutual_weight", mutual_weight),
+            temperature=check_number("temperature", temperature, above=0),
+            mutual_target=check_choice("mutual_target", mutual_target, MUTUAL_TARGETS),
+            mutual_probabilities=check_choice("mutual_probabilities", mutual_probabilities, PROBABILITIES),
+            detach_peers=check_bool("detach_peers", detach_peers),
+            mutual_warmup_epochs=check_integer("mutual_warmup_epochs", mutual_warmup_epochs, 0),
         )
 
     def objective(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -1,11 +1,20 @@
 """Metrics of long-tailed recognition: accuracy by shot group, and calibration.
 
-The first two add up whole numbers only, so that their results do not depend on batch size, order or number of processes, to the
-last digit.
+`ShotAccuracy` and `ExpectedCalibrationError` add up whole numbers only, so that their results do not depend on batch size,
+order or number of processes, to the last digit.
 """
 
 from mllt.metrics.calibration import ExpectedCalibrationError, calibration_error
+from mllt.metrics.ensemble import ENSEMBLES, ensemble_logits
 from mllt.metrics.image_mean import ImageMean
 from mllt.metrics.shot_accuracy import ShotAccuracy, shot_accuracy
 
-__all__ = ["ExpectedCalibrationError", "ImageMean", "ShotAccuracy", "calibration_error", "shot_accuracy"]
+__all__ = [
+    "ENSEMBLES",
+    "ExpectedCalibrationError",
+    "ImageMean",
+    "ShotAccuracy",
+    "calibration_error",
+    "ensemble_logits",
+    "shot_accuracy",
+]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mllt.errors import ArgumentError, check_integer
+from mllt.errors import ArgumentError, check_choice, check_integer
+from mllt.metrics.ensemble import ENSEMBLES
 from mllt.metrics.shot_accuracy import check_logits, check_num_experts, result_dtype, right_answers
 
 # Confidences are added up as whole multiples of 2^-32: integer sums come out the same in any order, float sums do not.
@@ -16,7 +17,7 @@ from mllt.metrics.shot_accuracy import check_logits, check_num_experts, result_d
 UNIT = 2**32
 
 
-def calibration_error(logits: Tensor, target: Tensor, num_bins: int = 15) -> Tensor:
+def calibration_error(logits: Tensor, target: Tensor, num_bins: int = 15, ensemble: str = "logits") -> Tensor:
     r"""Expected calibration error: how far confidence is from accuracy, on average.
 
     ECE = sum_m |B_m| / n * |acc(B_m) - conf(B_m)|, where B_m are the images whose confidence, the softmax of the predicted
@@ -30,10 +31,11 @@ def calibration_error(logits: Tensor, target: Tensor, num_bins: int = 15) -> Ten
         logits: floating, `(B, C)`, or `(N, B, C)` for N experts. Logits, not probabilities.
         target: integer `(B,)`, in 0..C-1.
         num_bins: M, at least 1.
+        ensemble: of N experts, see `ensemble_logits`.
 
     Returns:
-        A fraction in 0..1: `()`, or for N experts `(N + 1,)`, the last being that of their ensemble, the softmax of the
-        mean of their logits. float64 (float32 on MPS). NaN when B = 0.
+        A fraction in 0..1: `()`, or for N experts `(N + 1,)`, the last being that of their ensemble. float64 (float32 on
+        MPS). NaN when B = 0.
 
     Raises:
         ArgumentError: when shapes, types or labels do not fit.
@@ -49,7 +51,7 @@ def calibration_error(logits: Tensor, target: Tensor, num_bins: int = 15) -> Ten
         shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ArgumentError(f"Expected `logits` to be of shape (B, C) or (N, B, C), but got {shape}.")
     num_experts = check_num_experts(None if logits.ndim == 2 else logits.shape[0])
-    errors = _error(*_bins(*check_logits("logits", logits, target, num_experts), num_bins))
+    errors = _error(*_bins(*check_logits("logits", logits, target, num_experts, ensemble=ensemble), num_bins))
     return errors[0] if num_experts is None else errors
 
 
@@ -59,7 +61,7 @@ class ExpectedCalibrationError(Metric):
     The class around `calibration_error`, which has the formula and the rule for edges and NaN. `update` takes
 
     - `preds`: *logits*, floating, `(B, C)`, or `(N, B, C)` with `num_experts=N`; P = N + 1 predictors then, the last being
-      the ensemble, the softmax of the mean of the experts' logits. B may be 0;
+      the ensemble. B may be 0;
     - `target`: integer `(B,)`, in 0..C-1 (checked in every batch, which on a GPU waits for it once).
 
     States: `total`, `correct` and `confidence`, each `(P, M)` int64, summed over processes: per bin the images, the right
@@ -68,6 +70,7 @@ class ExpectedCalibrationError(Metric):
     Args:
         num_bins: M.
         num_experts: N; None for a single predictor.
+        ensemble: of the experts, see `ensemble_logits`.
         kwargs: of `torchmetrics.Metric`.
 
     `compute` returns fractions in 0..1, `()`, or `(N + 1,)` with `num_experts`; NaN before any update.
@@ -89,8 +92,9 @@ class ExpectedCalibrationError(Metric):
     correct: Tensor
     confidence: Tensor
 
-    def __init__(self, num_bins: int = 15, num_experts: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, num_bins: int = 15, num_experts: int | None = None, ensemble: str = "logits", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.ensemble = check_choice("ensemble", ensemble, ENSEMBLES)
         self.num_bins = check_integer("num_bins", num_bins, 1)
         self.num_experts = check_num_experts(num_experts)
         predictors = 1 if num_experts is None else num_experts + 1
@@ -98,7 +102,7 @@ class ExpectedCalibrationError(Metric):
             self.add_state(name, torch.zeros(predictors, num_bins, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        logits, target = check_logits("preds", preds, target, self.num_experts)
+        logits, target = check_logits("preds", preds, target, self.num_experts, ensemble=self.ensemble)
         total, correct, confidence = _bins(logits, target, self.num_bins)
         self.total = self.total + total
         self.correct = self.correct + correct

@@ -26,8 +26,8 @@ class ImageMean(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("images", torch.tensor(0.0), dist_reduce_fx="sum")
+        for name in ("total", "images"):  # float32 also where half precision is the default type
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, images: Tensor | int) -> None:
         """Take in a batch: the mean `value` (scalar) of so many `images` (0 leaves it out)."""

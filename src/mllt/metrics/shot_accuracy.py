@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from mllt.errors import ArgumentError, check_choice, check_integer, name_some
 from mllt.longtail import check_class_counts, shot_groups
+from mllt.metrics.ensemble import ENSEMBLES, ensemble_logits
 
 AVERAGES = ("macro", "micro")
 
@@ -79,7 +80,7 @@ class ShotAccuracy(Metric):
     - `target`: integer `(B,)`, in 0..C-1.
 
     With `num_experts=N`, `preds` are logits `(N, B, C)`, and there are P = N + 1 predictors: experts 0..N-1, and as row N
-    their ensemble, the argmax of the mean of their logits (taken in float32 for half-precision logits). B may be 0.
+    their ensemble (taken in float32 for half-precision logits). B may be 0.
 
     The largest logit wins, the first among equals. A row of logits with a NaN in it is counted as a mistake. Labels are
     checked in every batch, which on a GPU waits for it once.
@@ -93,6 +94,7 @@ class ShotAccuracy(Metric):
         num_experts: N; None for a single predictor.
         many_above, few_below, inclusive: the shot-group rule, see `mllt.longtail.shot_groups`.
         average: "macro" (over classes) or "micro" (over images).
+        ensemble: of the experts, see `ensemble_logits`.
         kwargs: of `torchmetrics.Metric`.
 
     `compute` returns the dictionary of `shot_accuracy`: "many", "medium", "few", "all" of shape `()`, or `(N + 1,)` with
@@ -130,6 +132,7 @@ class ShotAccuracy(Metric):
         few_below: int = 20,
         inclusive: bool = False,
         average: str = "macro",
+        ensemble: str = "logits",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -138,6 +141,7 @@ class ShotAccuracy(Metric):
         self.num_experts = check_num_experts(num_experts)
         self.many_above, self.few_below, self.inclusive = many_above, few_below, inclusive
         self.average = check_choice("average", average, AVERAGES)
+        self.ensemble = check_choice("ensemble", ensemble, ENSEMBLES)
         # Moves with the metric, but adds nothing to checkpoints: the model has its own.
         self.register_buffer("class_counts", counts.clone(), persistent=False)
         predictors = 1 if num_experts is None else num_experts + 1
@@ -154,7 +158,7 @@ class ShotAccuracy(Metric):
                 )
             hits = (preds == target).unsqueeze(0)
         else:
-            logits, target = check_logits("preds", preds, target, self.num_experts, num_classes)
+            logits, target = check_logits("preds", preds, target, self.num_experts, num_classes, self.ensemble)
             hits = right_answers(logits, target)
         # Not in place: a state that was reset in inference mode could not be written to outside of it.
         self.correct = self.correct.index_add(1, target, hits.long())
@@ -196,11 +200,16 @@ def check_labels(name: str, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def check_logits(
-    name: str, logits: Tensor, target: Tensor, num_experts: int | None, num_classes: int | None = None
+    name: str,
+    logits: Tensor,
+    target: Tensor,
+    num_experts: int | None,
+    num_classes: int | None = None,
+    ensemble: str = "logits",
 ) -> tuple[Tensor, Tensor]:
     """Logits of all predictors `(P, B, C)`, in at least float32, and targets as int64 `(B,)`.
 
-    P = 1 for logits `(B, C)` without `num_experts`; else P = N + 1 and the last row is the mean of the N others. Any
+    P = 1 for logits `(B, C)` without `num_experts`; else P = N + 1 and the last row is the N others' ensemble. Any
     number of classes goes where `num_classes` is None.
     """
     axes = ("B", num_classes or "C") if num_experts is None else (num_experts, "B", num_classes or "C")
@@ -222,7 +231,7 @@ def check_logits(
         logits = logits.float()
     if num_experts is None:
         return logits.unsqueeze(0), target
-    return torch.cat([logits, logits.mean(dim=0, keepdim=True)]), target
+    return torch.cat([logits, ensemble_logits(logits, ensemble).unsqueeze(0)]), target
 
 
 def right_answers(logits: Tensor, target: Tensor) -> Tensor:

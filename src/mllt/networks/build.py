@@ -61,13 +61,13 @@ def build_network(
     >>> network.stage_names, [name for name, _ in network.trunk.named_children()], network.feature_dim
     (('stem', 'stage1', 'stage2', 'stage3'), ['stem', 'stage1'], 48)
     """
-    check_integer("num_experts", num_experts, 1)
+    num_experts = check_integer("num_experts", num_experts, 1)
     architecture = _find(name, pretrained, options)
     shared_stages = _count_shared(architecture, shared)
     if width is None:
         can_narrow = name in NETWORKS and shared_stages < len(architecture.stage_names)
         width = REDUCED_WIDTH if num_experts > 1 and can_narrow else 1.0
-    _check_width(width, architecture, shared_stages, pretrained)
+    width = _check_width(width, architecture, shared_stages, pretrained)
     with torch.device("meta"):  # a wrong head speaks up before large networks are made, and draws no random numbers
         make_head(head, 1, num_classes, scale)
     backbones = [architecture.build(shared_stages, width) for _ in range(num_experts)]
@@ -98,9 +98,10 @@ def _count_shared(architecture: Architecture, shared: str | None) -> int:
     return choices.index(check_choice("shared", architecture.default_shared if shared is None else shared, choices))
 
 
-def _check_width(width: float, architecture: Architecture, shared_stages: int, pretrained: bool) -> None:
-    if check_number("width", width, above=0, maximum=MAX_WIDTH) == 1:
-        return
+def _check_width(width: float, architecture: Architecture, shared_stages: int, pretrained: bool) -> float:
+    width = check_number("width", width, above=0, maximum=MAX_WIDTH)
+    if width == 1:
+        return width
     if pretrained:
         raise ArgumentError(f"Pretrained weights have full width, but got width={width:g}: leave `width` out.")
     if shared_stages == len(architecture.stage_names):
@@ -108,6 +109,7 @@ def _check_width(width: float, architecture: Architecture, shared_stages: int, p
             f"With shared={architecture.stage_names[-1]!r} no stage is private, so width={width:g} would change nothing: "
             "leave `width` out, or share fewer stages."
         )
+    return width
 
 
 def _join(backbones: list[Backbone], heads: list[Any], shared_stages: int) -> ExpertNetwork:

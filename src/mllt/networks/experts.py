@@ -19,7 +19,8 @@ from mllt.errors import ArgumentError
 class ExpertNetwork(nn.Module):
     """Shared `trunk`, then per expert a private part (`experts[k]`) and a classifier head (`heads[k]`).
 
-    Logits are always `(experts, batch, classes)`, also with one expert.
+    Logits are always `(experts, batch, classes)`, also with one expert. Under autocast the heads still compute in
+    float32: half-precision logits would tie close calls, and the prior is added to them later.
 
     Args:
         trunk: images `(B, 3, H, W)` -> whatever the experts take; an empty `nn.Sequential` shares nothing.
@@ -71,4 +72,11 @@ class ExpertNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` -> raw logits `(N, B, C)`."""
         features = self.features(images)
+        device = features.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return self._logits(features)
+        with torch.autocast(device, enabled=False):
+            return self._logits(features.float())
+
+    def _logits(self, features: Tensor) -> Tensor:
         return torch.stack([head(features[k]) for k, head in enumerate(self.heads)])
