@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from mllt.callbacks import MetricsCSV
+from mllt.callbacks import MetricsCSV, StopBetweenSteps
 from mllt.checkpoint import read_checkpoint
 from mllt.data import LongTailedDataModule
 from mllt.errors import ArgumentError, check_integer, check_number, check_seed
@@ -69,7 +69,7 @@ def _build(section: str, base: type, arguments: dict[str, Any]) -> Any:
     try:
         return cls(**arguments)
     except TypeError as error:  # an argument that the class does not have
-        hint = "" if section != "method" else " (A method of your own: method=own method._target_=my_package.MyMethod.)"
+        hint = "" if section != "method" else " (A method of your own: method=own/class method._target_=my_package.MyMethod.)"
         raise ArgumentError(f"The settings of `{section}` do not fit {target}: {error}.{hint}") from error
 
 
@@ -117,7 +117,7 @@ def build_trainer(config: DictConfig, folder: RunFolder, data: LongTailedDataMod
     check_trainer(arguments)
     if arguments["sync_batchnorm"] == "auto":  # has no effect on a single device
         arguments["sync_batchnorm"] = torch.cuda.is_available() and arguments["accelerator"] in ("auto", "gpu", "cuda")
-    callbacks: list[Callback] = [LearningRateMonitor("epoch"), *checkpoint_callbacks(folder, data)]
+    callbacks: list[Callback] = [LearningRateMonitor("epoch"), StopBetweenSteps(), *checkpoint_callbacks(folder, data)]
     callbacks += [instantiate(callback) for callback in config.callbacks.values()] if config.callbacks else []
     return make_trainer(
         "The settings of `trainer`",
