@@ -155,9 +155,8 @@ def test_every_option_of_every_group_composes(group, option):
     # an option may set what it likes: a slip of the pen would make a new setting that nobody reads
     assert set(config) == set(composed())
     assert set(config.trainer) <= set(arguments(L.Trainer))
-    # only one's own pictures need a place from the start, and one's own method a name
-    missing = {"folder_lt": {"data.root"}, "own": {"method._target_"}}
-    assert OmegaConf.missing_keys(config) == missing.get(option, set())
+    # only one's own pictures need a place from the start
+    assert OmegaConf.missing_keys(config) == ({"data.root"} if option == "folder_lt" else set())
 
 
 @pytest.mark.parametrize("option", options("sweep"))
@@ -200,7 +199,7 @@ def method_settings(config: DictConfig) -> dict[str, Any]:
     return settings
 
 
-METHODS = [f"method={option}" for option in options("method") if option != "own"]  # of no class yet
+METHODS = [f"method={option}" for option in options("method")]
 OTHERS = [f"{group}={option}" for group in ("network", "optimizer", "evaluation") for option in options(group)]
 
 

@@ -32,31 +32,41 @@ if TYPE_CHECKING:
     from mllt.data import LongTailedDataModule as LongTailedDataModule
     from mllt.data import PlacesLT as PlacesLT
     from mllt.longtail import compensate as compensate
+    from mllt.methods import BalancedSoftmaxModule as BalancedSoftmaxModule
     from mllt.methods import CrossEntropyModule as CrossEntropyModule
+    from mllt.methods import LADEModule as LADEModule
+    from mllt.methods import LDAMDRWModule as LDAMDRWModule
     from mllt.methods import LongTailedModule as LongTailedModule
     from mllt.methods import MutualLTModule as MutualLTModule
+    from mllt.methods import PCSoftmaxModule as PCSoftmaxModule
+    from mllt.methods import RIDEModule as RIDEModule
     from mllt.methods import load_checkpoint as load_checkpoint
     from mllt.metrics import ExpectedCalibrationError as ExpectedCalibrationError
     from mllt.metrics import ShotAccuracy as ShotAccuracy
     from mllt.networks import build_network as build_network
 
 _WHERE = {
-    "CIFAR10LT": "mllt.data",
+    "BalancedSoftmaxModule": "mllt.methods",
+    "build_network": "mllt.networks",
     "CIFAR100LT": "mllt.data",
+    "CIFAR10LT": "mllt.data",
+    "compensate": "mllt.longtail",
     "CrossEntropyModule": "mllt.methods",
     "DigitsLT": "mllt.data",
     "ExpectedCalibrationError": "mllt.metrics",
     "ImageFolderLT": "mllt.data",
     "ImageNetLT": "mllt.data",
     "INaturalist2018": "mllt.data",
+    "LADEModule": "mllt.methods",
+    "LDAMDRWModule": "mllt.methods",
+    "load_checkpoint": "mllt.methods",
     "LongTailedDataModule": "mllt.data",
     "LongTailedModule": "mllt.methods",
     "MutualLTModule": "mllt.methods",
+    "PCSoftmaxModule": "mllt.methods",
     "PlacesLT": "mllt.data",
+    "RIDEModule": "mllt.methods",
     "ShotAccuracy": "mllt.metrics",
-    "build_network": "mllt.networks",
-    "compensate": "mllt.longtail",
-    "load_checkpoint": "mllt.methods",
 }
 
 _MODULES = (

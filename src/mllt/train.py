@@ -124,6 +124,7 @@ def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule) ->
         "shot_groups": {name: int(mask.sum()) for name, mask in groups.items()},
         "test_prior": hp["test_prior"],
         "ensemble_of": hp["ensemble"],
+        "reported": module.reported,
         "test": module.test_results,
         "train_seconds": progress.train_seconds if timed else None,  # type: ignore[union-attr]
         "images_per_second": progress.images_per_second if timed else None,  # type: ignore[union-attr]

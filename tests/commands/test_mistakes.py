@@ -65,8 +65,8 @@ import pytest
         (["trainer.accelerator=cpu", "trainer.devices=999", "trainer.strategy=ddp"], ["999 processes", "Lower `devices`"]),
         (["trainer.accelerator=cpu", "trainer.sync_batchnorm=true"], ["on GPUs only"]),
         (["resume=3"], ["there is none at 3"]),
-        (["method=own"], ["`method._target_` has no default"]),
-        (["method._target_=mllt.methods.CrossEntropyModule"], ["do not fit", "method=own"]),
+        (["method=own/class"], ["`method._target_` has no default"]),
+        (["method._target_=mllt.methods.CrossEntropyModule"], ["do not fit", "method=own/class"]),
         (
             ["experiment=imagenet_lt", "data.root=nowhere"],
             ["/nowhere/", "ImageNet_LT_train.txt", "data.root=FOLDER", "hash-object"],

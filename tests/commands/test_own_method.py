@@ -48,7 +48,7 @@ def forget():
 
 def test_it_trains_and_is_evaluated_and_predicts(mllt_command, package, tmp_path):
     run = tmp_path / "run"
-    own = ("method=own", f"method._target_={package}", "+method.strength=0.5")
+    own = ("method=own/class", f"method._target_={package}", "+method.strength=0.5")
     done = mllt_command("train", *own, *SMALL, f"output_dir={run}")
     assert done.status == 0, done.err
     results = read_json(run / "results.json")
@@ -65,7 +65,7 @@ def test_it_trains_and_is_evaluated_and_predicts(mllt_command, package, tmp_path
 
 
 def test_an_argument_that_it_does_not_have_is_named(mllt_command, package, tmp_path):
-    own = ("method=own", f"method._target_={package}", "+method.strenght=0.5")
+    own = ("method=own/class", f"method._target_={package}", "+method.strenght=0.5")
     done = mllt_command("train", *own, *SMALL, f"output_dir={tmp_path / 'run'}")
     assert done.status == 2
     assert "'strenght'" in done.err

@@ -60,7 +60,7 @@ def test_an_empty_batch_costs_nothing_and_can_be_stepped_through():
     assert logits.grad.shape == (3, 0, 5)
 
 
-@pytest.mark.parametrize(("shape", "length"), [((6, 5), 6), ((3, 6, 5), 5), ((6, 3, 5), 6), ((3, 6, 5, 1), 6)])
+@pytest.mark.parametrize(("shape", "length"), [((6, 5), 5), ((3, 6, 5), 5), ((6, 3, 5), 6), ((3, 6, 5, 1), 6)])
 def test_shapes_that_do_not_fit_are_refused(shape, length):
     with pytest.raises(ArgumentError, match=r"Expected `logits` of shape \(experts, batch, classes\) .*, but got"):
         expert_cross_entropy(torch.zeros(shape), torch.zeros(length, dtype=torch.int64))
@@ -86,3 +86,9 @@ def test_lists_and_small_integers_will_do():
 def test_what_is_no_logits_or_classes_is_refused(logits, target, message):
     with pytest.raises(ArgumentError, match=message):
         expert_cross_entropy(logits, target)
+
+
+@pytest.mark.parametrize("target", [-100, -1, 5])
+def test_a_target_that_is_no_class_is_an_error_and_not_left_out(target):
+    with pytest.raises((IndexError, ArgumentError)):
+        expert_cross_entropy(torch.zeros(1, 2, 5), torch.tensor([0, target]))

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mllt.errors import ArgumentError
-from mllt.longtail import as_tensor
+from mllt.losses.checks import check_logits, check_weight
+
+_NO_TARGET = -(2**62)
 
 
-def expert_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def expert_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cross entropy of every expert, summed over experts and averaged over the batch.
 
     sum_i mean_b -log softmax(z_i,b)[y_b]: each expert gets the gradient it would have alone.
 
     Args:
-        logits: `(N, B, C)` floating; computed in float32 when half precision comes.
+        logits: `(N, B, C)`, or `(B, C)` for one expert; floating; computed in float32 when half precision comes.
         target: `(B,)` whole numbers in 0 .. C-1.
+        weight: `(C,)` weights of the classes; the average over the batch is then the weighted one.
 
     Returns:
-        Scalar of `logits`' type (float32 for half precision).
+        Scalar of `logits`' type (float32 for half precision); 0 for an empty batch.
 
     Raises:
         ArgumentError: shapes or types do not fit.
@@ -29,18 +30,12 @@ def expert_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     >>> expert_cross_entropy(torch.zeros(3, 2, 4), torch.tensor([0, 1])) / 3  # log 4
     tensor(1.3863)
     """
-    logits, target = as_tensor("logits", logits), as_tensor("target", target)
-    if logits.ndim != 3 or target.shape != logits.shape[1:2]:
-        raise ArgumentError(
-            "Expected `logits` of shape (experts, batch, classes) and `target` of shape (batch,), but got "
-            f"{tuple(logits.shape)} and {tuple(target.shape)}."
-        )
-    if not logits.is_floating_point() or target.dtype.is_floating_point or target.dtype == torch.bool:
-        raise ArgumentError(
-            f"Expected floating `logits` and whole numbers in `target`, but got {logits.dtype} and {target.dtype}."
-        )
+    logits, target = check_logits(logits, target)
     experts, batch, classes = logits.shape
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    total = F.cross_entropy(logits.reshape(-1, classes), target.long().repeat(experts), reduction="sum")
-    return total / max(batch, 1)
+    if weight is not None:
+        weight = check_weight(weight, classes).to(logits)
+    # torch's own default would leave out targets of -100 without a word
+    total = F.cross_entropy(
+        logits.reshape(-1, classes), target.repeat(experts), weight=weight, reduction="sum", ignore_index=_NO_TARGET
+    )
+    return total / (max(batch, 1) if weight is None else weight[target].sum().clamp(min=1e-12))

@@ -76,6 +76,10 @@ class LongTailedModule(L.LightningModule):
 
     #: the method's name on the command line and in checkpoints
     method: ClassVar[str] = ""
+    #: the class prior that the raw logits fit: "train", or "uniform" where training has taken the imbalance out already
+    fitted_prior: ClassVar[str] = "train"
+    #: the row of the table that the method's authors report: "raw" or "compensated" (alike for a uniform fit and test prior)
+    reported: ClassVar[str] = "compensated"
     #: all methods by name; a subclass with a `method` enters itself
     registry: ClassVar[dict[str, type[LongTailedModule]]] = {}
 
@@ -202,6 +206,11 @@ class LongTailedModule(L.LightningModule):
             Scalars, each a mean over the batch.
         """
 
+    def progress(self) -> float:
+        """The share of the run that lies behind: finished epochs over all, in 0 .. 1; 0 where there is no trainer."""
+        max_epochs = None if self._trainer is None else self._trainer.max_epochs
+        return self.current_epoch / max_epochs if max_epochs is not None and max_epochs > 0 else 0.0
+
     # ------------------------------------------------------------------------------------------------- inference
 
     @property
@@ -219,7 +228,7 @@ class LongTailedModule(L.LightningModule):
         return self.network(images)
 
     def compensated(self, logits: Tensor) -> Tensor:
-        """Logits `(..., C)` compensated from the training prior to the test prior (`set_test_prior`)."""
+        """Logits `(..., C)` compensated from the prior that they fit to the test prior (`set_test_prior`)."""
         return logits + self.compensation  # of float32, so half-precision logits become that
 
     @torch.no_grad()
@@ -239,7 +248,8 @@ class LongTailedModule(L.LightningModule):
     def set_test_prior(self, prior: str | Sequence[float] | Tensor | None, factor: float = 100.0) -> None:
         """Compensate to this class prior from now on; see `mllt.longtail.resolve_test_prior`."""
         counts = self.class_counts.cpu()
-        offset = compensation_offset(counts, resolve_test_prior(prior, counts, factor))
+        fitted = counts if self.fitted_prior == "train" else torch.ones_like(counts)
+        offset = compensation_offset(fitted, resolve_test_prior(prior, counts, factor))
         self.compensation = offset.float().to(self.compensation.device)
         self.hparams.update(plain_values({"test_prior": _portable_prior(prior, counts, factor), "test_prior_factor": factor}))
 

@@ -30,6 +30,7 @@ class CrossEntropyModule(LongTailedModule):
     """
 
     method = "cross_entropy"
+    reported = "raw"
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
