@@ -34,12 +34,16 @@ if TYPE_CHECKING:
     from mllt.longtail import compensate as compensate
     from mllt.methods import BalancedSoftmaxModule as BalancedSoftmaxModule
     from mllt.methods import CrossEntropyModule as CrossEntropyModule
+    from mllt.methods import CRTModule as CRTModule
     from mllt.methods import LADEModule as LADEModule
     from mllt.methods import LDAMDRWModule as LDAMDRWModule
     from mllt.methods import LongTailedModule as LongTailedModule
+    from mllt.methods import LWSModule as LWSModule
     from mllt.methods import MutualLTModule as MutualLTModule
     from mllt.methods import PCSoftmaxModule as PCSoftmaxModule
     from mllt.methods import RIDEModule as RIDEModule
+    from mllt.methods import Stage as Stage
+    from mllt.methods import TauNormModule as TauNormModule
     from mllt.methods import load_checkpoint as load_checkpoint
     from mllt.metrics import ExpectedCalibrationError as ExpectedCalibrationError
     from mllt.metrics import ShotAccuracy as ShotAccuracy
@@ -52,6 +56,7 @@ _WHERE = {
     "CIFAR10LT": "mllt.data",
     "compensate": "mllt.longtail",
     "CrossEntropyModule": "mllt.methods",
+    "CRTModule": "mllt.methods",
     "DigitsLT": "mllt.data",
     "ExpectedCalibrationError": "mllt.metrics",
     "ImageFolderLT": "mllt.data",
@@ -62,11 +67,14 @@ _WHERE = {
     "load_checkpoint": "mllt.methods",
     "LongTailedDataModule": "mllt.data",
     "LongTailedModule": "mllt.methods",
+    "LWSModule": "mllt.methods",
     "MutualLTModule": "mllt.methods",
     "PCSoftmaxModule": "mllt.methods",
     "PlacesLT": "mllt.data",
     "RIDEModule": "mllt.methods",
     "ShotAccuracy": "mllt.metrics",
+    "Stage": "mllt.methods",
+    "TauNormModule": "mllt.methods",
 }
 
 _MODULES = (

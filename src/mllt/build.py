@@ -15,15 +15,17 @@ from hydra.utils import get_method, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
 from mllt.callbacks import MetricsCSV, StopBetweenSteps
-from mllt.checkpoint import read_checkpoint
 from mllt.data import LongTailedDataModule
 from mllt.errors import ArgumentError, check_integer, check_number, check_seed
 from mllt.methods import LongTailedModule, load_checkpoint
 from mllt.optim import milestone_epochs
 from mllt.results import RunFolder
+
+_PROFILERS: dict[Any, type] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
 def absolute_paths(data: DictConfig) -> None:
@@ -100,9 +102,9 @@ def load_method(config: DictConfig) -> LongTailedModule:
     return module
 
 
-def build_loggers(config: DictConfig, folder: RunFolder) -> list[Logger]:
-    """`metrics.csv`, and the logger that was asked for."""
-    earlier = RunFolder.of_checkpoint(config.resume).metrics if config.resume else None
+def build_loggers(config: DictConfig, folder: RunFolder, resume: Path | None) -> list[Logger]:
+    """`metrics.csv`, and the logger that was asked for; `resume` is the checkpoint that is gone on from."""
+    earlier = None if resume is None else RunFolder.of_checkpoint(resume).metrics
     loggers: list[Logger] = [MetricsCSV(folder.root, earlier)]
     if config.logger:
         section = plain(config.logger)
@@ -111,12 +113,17 @@ def build_loggers(config: DictConfig, folder: RunFolder) -> list[Logger]:
     return loggers
 
 
-def build_trainer(config: DictConfig, folder: RunFolder, data: LongTailedDataModule, loggers: list[Logger]) -> L.Trainer:
-    """Lightning's trainer, with checkpoints, progress and loggers."""
+def build_trainer(
+    config: DictConfig, folder: RunFolder, data: LongTailedDataModule, loggers: list[Logger], epochs: int | None = None
+) -> L.Trainer:
+    """Lightning's trainer, with checkpoints, progress and loggers; `epochs` in place of `trainer.max_epochs`."""
     arguments = plain(config.trainer)
+    arguments["max_epochs"] = arguments["max_epochs"] if epochs is None else epochs
     check_trainer(arguments)
     if arguments["sync_batchnorm"] == "auto":  # has no effect on a single device
         arguments["sync_batchnorm"] = torch.cuda.is_available() and arguments["accelerator"] in ("auto", "gpu", "cuda")
+    if arguments["profiler"] in _PROFILERS:  # into the run's folder, not across the screen
+        arguments["profiler"] = _PROFILERS[arguments["profiler"]](dirpath=folder.root, filename="profile")
     callbacks: list[Callback] = [LearningRateMonitor("epoch"), StopBetweenSteps(), *checkpoint_callbacks(folder, data)]
     callbacks += [instantiate(callback) for callback in config.callbacks.values()] if config.callbacks else []
     return make_trainer(
@@ -174,27 +181,18 @@ def check_start(config: DictConfig, folder: RunFolder) -> None:
     """Look at what no object below checks, before anything is built.
 
     Raises:
-        ArgumentError: a group is missing, a bad seed, the output folder holds a run already, or the checkpoint to go on from
-            has had all its epochs.
-        CheckpointError: there is no checkpoint to go on from, or it is damaged.
+        ArgumentError: a group is missing, a bad seed, or the output folder holds a run already.
     """
     needed = ("data", "network", "method", "optimizer", "schedule", "trainer", "evaluation")
     missing = [name for name in needed if not config.get(name)]
     if missing:
         raise ArgumentError(f"Expected a choice for `{missing[0]}`, but there is none. Type {missing[0]}=... (see --help).")
     check_seed("seed", config.seed)
-    if config.resume:
-        path = Path(str(config.resume)).expanduser()
-        epochs = int(read_checkpoint(path)["epoch"]) + 1
-        at_home = path.resolve().is_relative_to(folder.root)  # there, a run that was stopped before its test is still to test
-        if epochs > config.trainer.max_epochs or (epochs == config.trainer.max_epochs and not at_home):
-            raise ArgumentError(
-                f"{path} has had {epochs} epochs, and trainer.max_epochs={config.trainer.max_epochs}: nothing is left to "
-                "train. Raise trainer.max_epochs, or test it by python -m mllt.evaluate."
-            )
-    elif not config.overwrite and (folder.results.exists() or any(folder.checkpoints.glob("*.ckpt"))):
+    patterns = ("results.json", "checkpoints/*.ckpt", "stages/*/checkpoints/*.ckpt")
+    held = any(path for pattern in patterns for path in folder.root.glob(pattern))
+    if held and not config.overwrite and config.resume is None:
         raise ArgumentError(
-            f"{folder.root} holds a run already. Choose another output_dir, go on from it with resume={folder.last}, or write "
+            f"{folder.root} holds a run already. Choose another output_dir, go on from it with resume=auto, or write "
             "over it with overwrite=true."
         )
 

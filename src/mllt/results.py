@@ -2,6 +2,7 @@
 
 config.yaml      every setting of the run, resolved
 checkpoints/     last.ckpt, and best.ckpt where there is a validation split
+stages/NAME/     checkpoints and metrics of the stages before the last, where a method has several
 metrics.csv      losses and accuracies by epoch
 results.json     what the run showed, and how it came about
 """
@@ -14,7 +15,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ class RunFolder:
     def results(self) -> Path:
         """What the run showed."""
         return self.root / "results.json"
+
+    def of_stages(self, names: Sequence[str]) -> list[RunFolder]:
+        """The folder of each stage of a run: `stages/NAME`, and for the last one the run's own."""
+        return [RunFolder(self.root / "stages" / name) for name in names[:-1]] + [self]
+
+    @property
+    def run(self) -> Path:
+        """The folder of the run that this one, perhaps of a stage, belongs to."""
+        return self.root.parent.parent if self.root.parent.name == "stages" else self.root
 
     @property
     def shown(self) -> Path:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mllt.cli import run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import lightning as L
     from omegaconf import DictConfig
 
@@ -33,10 +35,9 @@ def train(config: DictConfig) -> float:
     import torch
     from hydra.core.hydra_config import HydraConfig
 
-    from mllt.build import absolute_paths, build_data, build_loggers, build_module, build_trainer, check_start, plain, remarks
-    from mllt.callbacks import finish_loggers
+    from mllt.build import absolute_paths, build_data, build_module, check_start, plain, remarks
     from mllt.errors import check_integer
-    from mllt.results import RunFolder, say
+    from mllt.results import RunFolder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir).resolve())
     check_start(config, folder)
@@ -47,27 +48,101 @@ def train(config: DictConfig) -> float:
     data = build_data(plain(config.data), batch_size=config.batch_size, seed=config.seed)
     data.prepare_data()
     module = build_module(config, data)
-    loggers = build_loggers(config, folder)
-    try:
-        trainer = build_trainer(config, folder, data, loggers)
-        if trainer.is_global_zero:
-            folder.write_config(config)
-            rule = config.evaluation
-            say(
-                data.summary(rule.many_above, rule.few_below, inclusive=rule.shot_edges_inclusive),
-                *(f"Note: {remark}" for remark in remarks(config)),
-            )
-        validated = fit_and_test(trainer, module, data, folder, config.resume)
-    finally:
-        finish_loggers(loggers)
+    first, resume = where_to_start(config, folder, module)
+    rule = config.evaluation
+    tail = data.summary(rule.many_above, rule.few_below, inclusive=rule.shot_edges_inclusive)
+    opening = [tail, *(f"Note: {remark}" for remark in remarks(config))]
+    for number in range(first, len(module.stages())):
+        trainer, validated = run_stage(config, folder, module, data, number, resume, opening)
+        resume, opening = None, []
     results = collect(config, trainer, module)
     if trainer.is_global_zero:
         report(results, folder)
     return float(results["test"]["ensemble"]["compensated"]["all"] if validated is None else validated)
 
 
+def where_to_start(config: DictConfig, folder: RunFolder, module: LongTailedModule) -> tuple[int, Path | None]:
+    """The stage to begin with, and the checkpoint to go on from in it; the module holds the weights of the stage before.
+
+    Raises:
+        ArgumentError: the checkpoint leaves nothing to train.
+        CheckpointError: there is none, or it is damaged, or of another method or network.
+    """
+    from pathlib import Path
+
+    from mllt.checkpoint import KEY, read_checkpoint
+    from mllt.errors import ArgumentError, check_choice
+
+    stages = module.stages()
+    places = folder.of_stages([stage.name for stage in stages])
+    if config.resume == "auto":
+        path = next((place.last for place in reversed(places) if place.last.exists()), None)
+    else:
+        path = None if config.resume is None else Path(str(config.resume)).expanduser()
+    if path is None:
+        return 0, None
+    checkpoint = read_checkpoint(path)
+    names = [stage.name for stage in stages]
+    module.on_load_checkpoint(checkpoint)
+    number = names.index(check_choice(f"the stage of {path}", checkpoint[KEY].get("stage", names[0]), names))
+    done, epochs = int(checkpoint["epoch"]) + 1, stages[number].epochs or config.trainer.max_epochs
+    if done >= epochs and number + 1 < len(stages):
+        module.load_state_dict(checkpoint["state_dict"])
+        return number + 1, None
+    at_home = path.resolve().is_relative_to(folder.root)  # there, a run that was stopped before its test is still to test
+    if done > epochs or (done == epochs and not at_home):
+        raise ArgumentError(
+            f"{path} has had {done} epochs, and trainer.max_epochs={epochs}: nothing is left to train. Raise "
+            "trainer.max_epochs, or test it by python -m mllt.evaluate."
+        )
+    return number, path
+
+
+def run_stage(
+    config: DictConfig,
+    folder: RunFolder,
+    module: LongTailedModule,
+    data: LongTailedDataModule,
+    number: int,
+    resume: Path | None,
+    opening: list[str],
+) -> tuple[L.Trainer, Any]:
+    """Train one stage, and after the last one test.
+
+    Returns:
+        The trainer, and the ensemble's compensated accuracy on validation in percent (None without a validation split).
+    """
+    import lightning as L
+
+    from mllt.build import build_loggers, build_trainer
+    from mllt.callbacks import finish_loggers
+    from mllt.results import say
+
+    stages = module.stages()
+    stage, last = stages[number], number + 1 == len(stages)
+    place = folder.of_stages([known.name for known in stages])[number]
+    L.seed_everything(config.seed + number, workers=True, verbose=False)  # a stage is the same after a break
+    module.begin(stage.name)
+    data.sampling = stage.sampling
+    loggers = build_loggers(config, place, resume)
+    try:
+        trainer = build_trainer(config, place, data, loggers, stage.epochs)
+        if trainer.is_global_zero:
+            folder.write_config(config)
+            say(*opening, *([f"Stage {number + 1} of {len(stages)}: {stage.name}"] if len(stages) > 1 else []))
+        return trainer, fit_and_test(trainer, module, data, place, resume, test=last)
+    finally:
+        finish_loggers(loggers)
+
+
 def fit_and_test(
-    trainer: L.Trainer, module: LongTailedModule, data: LongTailedDataModule, folder: RunFolder, resume: str | None
+    trainer: L.Trainer,
+    module: LongTailedModule,
+    data: LongTailedDataModule,
+    folder: RunFolder,
+    resume: Path | None,
+    *,
+    test: bool,
 ) -> Any:
     """Train, and test the weights of the last epoch.
 
@@ -83,12 +158,13 @@ def fit_and_test(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         validated = trainer.callback_metrics.get("val/compensated/all")
-        trainer.test(module, datamodule=data, verbose=False)
+        if test:
+            trainer.test(module, datamodule=data, verbose=False)
         return validated
     except SystemExit:  # what Lightning makes of Control-C
         if not trainer.interrupted:
             raise
-        how = f" Go on with resume={folder.last} output_dir={folder.root}" if folder.last.exists() else ""
+        how = f" Go on by the same command with resume=auto output_dir={folder.run}" if folder.last.exists() else ""
         raise KeyboardInterrupt(f" in epoch {trainer.current_epoch + 1}.{how}") from None
     except DataError as error:
         if not trainer.testing:
@@ -118,6 +194,7 @@ def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule) ->
         "parameters": count_parameters(module.network),
         "seed": config.seed,
         "epochs": trainer.current_epoch,
+        "stages": [{"name": stage.name, "epochs": stage.epochs or config.trainer.max_epochs} for stage in module.stages()],
         "global_batch_size": config.batch_size,
         "class_counts": module.class_counts.tolist(),
         "class_names": module.class_names,

@@ -36,4 +36,4 @@ def test_it_stops_with_status_130_and_says_how_to_go_on(tmp_path):
     assert "Traceback" not in err
     last = err.strip().splitlines()[-1]
     assert last.startswith("Interrupted in epoch ")
-    assert f"Go on with resume={run}/checkpoints/last.ckpt output_dir={run}" in last
+    assert f"Go on by the same command with resume=auto output_dir={run}" in last

@@ -12,6 +12,7 @@ from mllt.data.order import (
     SHUFFLE,
     SPLIT,
     SUBSET,
+    ClassBalancedOrder,
     Draws,
     EpochOrder,
     EvaluationSampler,
@@ -384,3 +385,45 @@ def test_every_image_is_equally_likely_to_be_held_out():
         counts[per_class_split(np.zeros(20, dtype=np.int64), 0.25, seed)[1]] += 1
     assert counts.sum() == 2000 * 5
     assert_even(counts)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Class-balanced order
+
+
+LONG_TAILED = np.repeat(np.arange(4), [50, 20, 3, 1])
+
+
+def test_every_class_comes_as_often_as_any_other():
+    drawn = LONG_TAILED[ClassBalancedOrder(LONG_TAILED, seed=0)(3)]
+    assert len(drawn) == len(LONG_TAILED) == 74
+    assert sorted(np.bincount(drawn).tolist()) == [18, 18, 19, 19]
+    for start in range(0, 72, 4):
+        assert sorted(drawn[start : start + 4].tolist()) == [0, 1, 2, 3], "a round takes each class once"
+
+
+def test_no_image_of_a_class_comes_again_before_all_have_come():
+    indices = ClassBalancedOrder(LONG_TAILED, seed=1)(0)
+    rare = [int(i) for i in indices if LONG_TAILED[i] == 2]
+    for start in range(0, len(rare) - 2, 3):
+        assert sorted(rare[start : start + 3]) == [70, 71, 72]
+    frequent = [int(i) for i in indices if LONG_TAILED[i] == 0]
+    assert len(set(frequent)) == len(frequent)
+
+
+def test_it_depends_on_seed_and_epoch_alone_and_stays_without_shuffle():
+    order = ClassBalancedOrder(LONG_TAILED, seed=1)
+    assert order(5).tolist() == ClassBalancedOrder(LONG_TAILED, seed=1)(5).tolist()
+    assert order(5).tolist() != order(6).tolist()
+    assert order(5).tolist() != ClassBalancedOrder(LONG_TAILED, seed=2)(5).tolist()
+    fixed = ClassBalancedOrder(LONG_TAILED, seed=1, shuffle=False)
+    assert fixed(5).tolist() == fixed(0).tolist() == order(0).tolist()
+
+
+def test_the_balanced_order_is_pinned():
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    assert ClassBalancedOrder(labels, seed=0)(0).tolist() == [3, 4, 1, 3, 0, 5]
+
+
+def test_classes_without_images_are_passed_over():
+    assert sorted(ClassBalancedOrder(np.array([7, 7, 9]), seed=0)(0).tolist())[-1] == 2

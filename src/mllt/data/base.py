@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mllt.data.order import EpochOrder, EvaluationSampler, GlobalBatchSampler, per_class_split
+from mllt.data.order import ClassBalancedOrder, EpochOrder, EvaluationSampler, GlobalBatchSampler, per_class_split
 from mllt.data.sources import Batch, ImageDataset, ImageSource, Transform, count_classes
-from mllt.errors import ArgumentError, DataError, check_bool, check_integer, check_number, check_seed, name_some
+from mllt.errors import ArgumentError, DataError, check_bool, check_choice, check_integer, check_number, check_seed, name_some
 from mllt.longtail import imbalance_factor, shot_groups
 
 
@@ -47,6 +47,9 @@ class QuietLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         with torch.random.fork_rng(devices=[]):
             return super().__iter__()
+
+
+SAMPLINGS = ("instance", "balanced")
 
 
 class LongTailedDataModule(L.LightningDataModule):
@@ -105,6 +108,8 @@ class LongTailedDataModule(L.LightningDataModule):
         self.drop_last = check_bool("drop_last", drop_last)
         self.shuffle = check_bool("shuffle", shuffle)
         self.augment = check_bool("augment", augment)
+        #: the order of the training images, "instance" or "balanced": a method's stage sets it
+        self.sampling = "instance"
         self._splits: Splits | None = None
 
     # -------------------------------------------------------------------------------------------- for subclasses
@@ -225,8 +230,15 @@ class LongTailedDataModule(L.LightningDataModule):
         """This device's shares of the global batches."""
         source = self.splits.train
         world, rank, accumulate = self._layout()
+        check_choice("sampling", self.sampling, SAMPLINGS)
+        balanced = self.sampling == "balanced"
+        order = (
+            ClassBalancedOrder(source.labels, self.seed, shuffle=self.shuffle)
+            if balanced
+            else EpochOrder(len(source), self.seed, shuffle=self.shuffle)
+        )
         sampler = GlobalBatchSampler(
-            EpochOrder(len(source), self.seed, shuffle=self.shuffle),
+            order,
             len(source),
             self.batch_size,
             num_replicas=world,

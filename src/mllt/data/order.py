@@ -21,7 +21,7 @@ from mllt.errors import ArgumentError, check_bool, check_integer, check_seed
 IntArray = NDArray[np.int64]
 
 # Independent streams of random numbers under one seed. Numbers are part of the format: add, never renumber.
-SHUFFLE, AUGMENT, SPLIT, SUBSET = range(4)
+SHUFFLE, AUGMENT, SPLIT, SUBSET, CLASSES, MEMBERS = range(6)
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -116,6 +116,48 @@ class EpochOrder:
 
     def __call__(self, epoch: int) -> IntArray:
         return permutation(self.length, self.seed, SHUFFLE, epoch if self.shuffle else 0)
+
+
+class ClassBalancedOrder:
+    """Class-balanced order: every class as often as any other, the images of a class in turn.
+
+    An epoch of n images is ceil(n / C) rounds, the last one cut off; a round takes one image of each of the C classes, in a
+    random order. Class c's images come in random cycles: none comes again before all have come. Kang et al., "Decoupling
+    Representation and Classifier", ICLR 2020 ("class-balanced sampling").
+
+    Args:
+        labels: `(n,)` class of each image; classes without images are passed over.
+        seed: with the epoch, all that the order depends on.
+        shuffle: a new order every epoch; without it, that of epoch 0.
+
+    >>> labels = np.array([0, 0, 0, 0, 0, 1])
+    >>> labels[ClassBalancedOrder(labels, seed=0)(0)].tolist().count(1)
+    3
+    """
+
+    def __init__(self, labels: IntArray, seed: int, *, shuffle: bool = True) -> None:
+        self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        self.length = check_integer("length", len(labels), 1)
+        self.seed = check_seed("seed", seed)
+        self.shuffle = check_bool("shuffle", shuffle)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __call__(self, epoch: int) -> IntArray:
+        epoch = epoch if self.shuffle else 0
+        classes = len(self.members)
+        rounds = -(-self.length // classes)
+        place = np.arange(rounds, dtype=np.int64)[:, None], np.arange(classes, dtype=np.int64)[None]
+        turns = np.argsort(random_bits(self.seed, CLASSES, epoch, *place), axis=1, kind="stable")
+        drawn = np.stack([self._cycles(label, epoch, rounds) for label in range(classes)], axis=1)
+        return np.take_along_axis(drawn, turns, axis=1).reshape(-1)[: self.length]
+
+    def _cycles(self, label: int, epoch: int, count: int) -> IntArray:
+        """`count` images of a class: its members, shuffled anew for each time through."""
+        members = self.members[label]
+        cycles = [permutation(len(members), self.seed, MEMBERS, epoch, label, k) for k in range(-(-count // len(members)))]
+        return members[np.concatenate(cycles)[:count]]
 
 
 class _DeviceSampler(DistributedSampler[BatchRequest]):

@@ -30,6 +30,7 @@ from mllt.methods.identity import (
     has_own_method,
     subclass_name,
 )
+from mllt.methods.stages import Stage
 from mllt.metrics import ENSEMBLES, ImageMean, ensemble_logits
 from mllt.metrics.shot_accuracy import check_labels
 from mllt.networks import build_network
@@ -174,6 +175,7 @@ class LongTailedModule(L.LightningModule):
         self.register_buffer("compensation", torch.zeros(counts.numel()), persistent=False)
         self.set_test_prior(test_prior, test_prior_factor)
         self.evaluation = Evaluation(counts, num_experts, many_above, few_below, shot_edges_inclusive, ensemble)
+        self._stage: str | None = None
         self.train_means = nn.ModuleDict()  # of the terms of the loss, by name
         #: the table of the last test (see `Evaluation.compute`); None before one
         self.test_results: dict[str, Any] | None = None
@@ -205,6 +207,32 @@ class LongTailedModule(L.LightningModule):
         Returns:
             Scalars, each a mean over the batch.
         """
+
+    def stages(self) -> list[Stage]:
+        """The parts of a run, in order: one, unless the method says otherwise."""
+        return [Stage("training")]
+
+    def begin(self, stage: str) -> None:
+        """Make ready for a stage, after the stage before it is trained or its weights are loaded.
+
+        Raises:
+            ArgumentError: the method has no such stage.
+        """
+        self._stage = check_choice("stage", stage, [known.name for known in self.stages()])
+        self.on_stage()
+        self.train()  # a trainer leaves the modes of modules as it finds them
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage that is trained; the first one until another begins."""
+        return self.stages()[0].name if self._stage is None else self._stage
+
+    def on_stage(self) -> None:
+        """What a method does when a stage begins: freeze what is learned, start anew what is not."""
+
+    def recipe(self) -> dict[str, Any]:
+        """Learning rate and schedule of the stage: "lr", "schedule", "milestones", "gamma", "warmup_epochs"."""
+        return {name: self.hparams[name] for name in ("lr", "schedule", "milestones", "gamma", "warmup_epochs")}
 
     def progress(self) -> float:
         """The share of the run that lies behind: finished epochs over all, in 0 .. 1; 0 where there is no trainer."""
@@ -328,11 +356,10 @@ class LongTailedModule(L.LightningModule):
             self.log_dict(known, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        hp = self.hparams
-        groups = parameter_groups(self.network, hp["weight_decay"], decay_norm_and_bias=hp["decay_norm_and_bias"])
-        optimizer = sgd(groups, hp["lr"], hp["momentum"], nesterov=hp["nesterov"])
-        settings = {name: hp[name] for name in ("schedule", "milestones", "gamma", "warmup_epochs")}
-        scheduler = epoch_schedule(optimizer, self._max_epochs(), **settings)
+        hp, recipe = self.hparams, self.recipe()
+        groups = parameter_groups(self, hp["weight_decay"], decay_norm_and_bias=hp["decay_norm_and_bias"])
+        optimizer = sgd(groups, recipe.pop("lr"), hp["momentum"], nesterov=hp["nesterov"])
+        scheduler = epoch_schedule(optimizer, self._max_epochs(), **recipe)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "name": "lr"}}
 
     def _max_epochs(self) -> int:
@@ -361,6 +388,7 @@ class LongTailedModule(L.LightningModule):
             "version": __version__,
             "method": self.method,
             "subclass": subclass_name(type(self)),
+            "stage": self.stage,
             "class_names": self.class_names,
             "preprocessing": self.preprocessing,
         }
@@ -372,6 +400,11 @@ class LongTailedModule(L.LightningModule):
         training = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         check_same_settings(stored, {**plain_values(self.hparams), "method": self.method}, training=training)
         check_subclass(type(self), ours.get("subclass"), "the checkpoint")
+        if training and ours.get("stage", self.stage) != self.stage:
+            raise CheckpointError(
+                f"Expected a checkpoint of stage {self.stage!r} to go on from, but it is of stage {ours['stage']!r}. "
+                f"Call begin({ours['stage']!r}) first."
+            )
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -438,6 +471,7 @@ class LongTailedModule(L.LightningModule):
             arguments.update(class_names=ours.get("class_names"), preprocessing=ours.get("preprocessing"))
             module = cls(**{**arguments, **overrides})
             module.load_state_dict(checkpoint["state_dict"], strict=strict)
+            module._stage = ours.get("stage")
         except (TypeError, KeyError, RuntimeError, AttributeError, MlltError) as error:
             if isinstance(error, MlltError) and overrides:  # the caller's mistake, not the file's
                 raise

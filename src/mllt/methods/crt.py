@@ -1,0 +1,29 @@
+"""cRT: the classifier is trained again, from scratch, on balanced classes.
+
+Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020, section 4.1. Stages, shared with
+the other decoupled methods: `mllt.methods.decoupling`.
+"""
+
+from __future__ import annotations
+
+from mllt.methods.decoupling import DecoupledModule
+
+
+class CRTModule(DecoupledModule):
+    """Classifier re-training: new heads on frozen features, images drawn class by class.
+
+    Args:
+        head_epochs: of the second stage.
+        head_lr: its first learning rate; None: that of the first stage.
+        common: see `LongTailedModule`.
+
+    >>> [stage.name for stage in CRTModule(class_counts=[30, 10, 2], network="resnet20").stages()]
+    ['features', 'head']
+    """
+
+    method = "crt"
+
+    def prepare_head(self) -> None:
+        for head in self.network.heads:
+            head.reset_parameters()  # type: ignore[operator]
+            head.requires_grad_(True)
