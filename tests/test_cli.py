@@ -55,7 +55,7 @@ def test_help_and_completion_do_not_wait_for_torch():
     ids=str,
 )
 def test_overrides_of_a_fitting_type_are_taken(mllt_compose, arguments):
-    mllt_compose(arguments)
+    assert mllt_compose(arguments) is None, "no error"
 
 
 @pytest.mark.parametrize(

@@ -9,21 +9,22 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from mllt.data.augment import CropFlip, Normalize
-from mllt.data.base import LongTailedDataModule, Splits
+from mllt.data.arrays import ArrayDataModule
+from mllt.data.base import Splits
 from mllt.data.order import IntArray
-from mllt.data.sources import ArraySource, Transform, data_root
+from mllt.data.sources import ArraySource, data_root
 from mllt.data.subsets import long_tailed_indices
 from mllt.errors import DataError, check_bool, check_seed
 from mllt.longtail import profile_counts
 
-# CIFAR-10's statistics; the -LT literature (LDAM-DRW, RIDE, MiSLAS, BBN, LADE) uses them for CIFAR-100 too.
-MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
 
-
-class _CIFARLT(LongTailedDataModule):
+class _CIFARLT(ArrayDataModule):
     """What the two share; see `CIFAR100LT`."""
 
+    image_size = 32
+    # CIFAR-10's statistics; the -LT literature (LDAM-DRW, RIDE, MiSLAS, BBN, LADE) uses them for CIFAR-100 too.
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2023, 0.1994, 0.2010)
     dataset: ClassVar[type[CIFAR10]]
     max_count: ClassVar[int]
 
@@ -45,8 +46,7 @@ class _CIFARLT(LongTailedDataModule):
         self.profile, self.imbalance_factor = profile, imbalance_factor
         self.subset_seed = check_seed("subset_seed", subset_seed)
         self.download = check_bool("download", download)
-        self._normalize = Normalize(MEAN, STD)
-        self._augment = CropFlip(self._normalize, padding, flip=flip, rotation=rotation)
+        self.augment_by(padding, flip=flip, rotation=rotation)
         self.title = f"{self.dataset.__name__}-LT ({profile} profile)"
 
     @property
@@ -90,16 +90,6 @@ class _CIFARLT(LongTailedDataModule):
         if isinstance(error, OSError):
             return f"reading or fetching them failed: {error}"
         return "files are missing or damaged"
-
-    def train_transform(self) -> Transform:
-        return self._augment
-
-    def eval_transform(self) -> Transform:
-        return self._normalize
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        return {"size": 32, "resize": None, "mean": MEAN, "std": STD}
 
 
 class CIFAR100LT(_CIFARLT):

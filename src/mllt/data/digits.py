@@ -8,20 +8,19 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from mllt.data.augment import CropFlip, Normalize
-from mllt.data.base import LongTailedDataModule, Splits
+from mllt.data.arrays import ArrayDataModule
+from mllt.data.base import Splits
 from mllt.data.order import SUBSET, permutation
-from mllt.data.sources import ArraySource, Transform
+from mllt.data.sources import ArraySource
 from mllt.data.subsets import long_tailed_indices
 from mllt.errors import check_seed
 from mllt.longtail import profile_counts
 
 _TEST_PER_CLASS = 50
 _MAX_COUNT = 120  # of the smallest class, 174 images, 124 are left for training
-_MEAN, _STD = [0.3053] * 3, [0.3759] * 3  # of all 1,797 images
 
 
-class DigitsLT(LongTailedDataModule):
+class DigitsLT(ArrayDataModule):
     """Handwritten digits with a tail: scikit-learn's 1,797 real 8x8 images, 10 classes, embedded in that package.
 
     50 images of each class, always the same, are the balanced test set; of the rest class k keeps up to 120 images
@@ -41,6 +40,10 @@ class DigitsLT(LongTailedDataModule):
     [120, 76, 48, 30, 19, 12, 7, 4, 3, 2]
     """
 
+    image_size = 8
+    mean = (0.3053,) * 3  # of all 1,797 images
+    std = (0.3759,) * 3
+
     def __init__(
         self,
         profile: str = "exponential",
@@ -53,8 +56,7 @@ class DigitsLT(LongTailedDataModule):
         super().__init__(**common)
         self.counts = profile_counts(profile, 10, _MAX_COUNT, imbalance_factor)
         self.subset_seed = check_seed("subset_seed", subset_seed)
-        self._normalize = Normalize(_MEAN, _STD)
-        self._augment = CropFlip(self._normalize, padding, flip=False, rotation=rotation)
+        self.augment_by(padding, flip=False, rotation=rotation)
         self.title = f"Digits-LT ({profile} profile)"
 
     def load_splits(self) -> Splits:
@@ -70,13 +72,3 @@ class DigitsLT(LongTailedDataModule):
         kept = pool[long_tailed_indices(digits.target[pool], self.counts, self.subset_seed)]
         everything = ArraySource(images, digits.target)
         return Splits(everything.subset(kept), everything.subset(order[in_test]), [str(digit) for digit in range(10)])
-
-    def train_transform(self) -> Transform:
-        return self._augment
-
-    def eval_transform(self) -> Transform:
-        return self._normalize
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        return {"size": 8, "resize": None, "mean": _MEAN, "std": _STD}
