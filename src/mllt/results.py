@@ -33,14 +33,20 @@ from mllt.methods.evaluation import GROUPS, KINDS
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of a run."""
+    """The paths of a run, or of one of its stages.
+
+    Args:
+        root: the folder.
+        whole: for a stage, the folder of the run that it belongs to.
+    """
 
     root: Path
+    whole: Path | None = None
 
     @property
     def config(self) -> Path:
-        """Every setting, resolved."""
-        return self.root / "config.yaml"
+        """Every setting of the run, resolved."""
+        return self.run / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
@@ -69,12 +75,12 @@ class RunFolder:
 
     def of_stages(self, names: Sequence[str]) -> list[RunFolder]:
         """The folder of each stage of a run: `stages/NAME`, and for the last one the run's own."""
-        return [RunFolder(self.root / "stages" / name) for name in names[:-1]] + [self]
+        return [RunFolder(self.root / "stages" / name, self.root) for name in names[:-1]] + [self]
 
     @property
     def run(self) -> Path:
         """The folder of the run that this one, perhaps of a stage, belongs to."""
-        return self.root.parent.parent if self.root.parent.name == "stages" else self.root
+        return self.root if self.whole is None else self.whole
 
     @property
     def shown(self) -> Path:
@@ -107,8 +113,10 @@ class RunFolder:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: str | Path) -> RunFolder:
-        """The run a checkpoint belongs to: the folder above `checkpoints/`."""
-        return cls(Path(checkpoint).expanduser().resolve().parent.parent)
+        """The run, or stage of a run, that a checkpoint belongs to: the folder above `checkpoints/`."""
+        root = Path(checkpoint).expanduser().resolve().parent.parent
+        of_stage = root.parent.name == "stages" and not (root / "config.yaml").exists()
+        return cls(root, root.parent.parent if of_stage else None)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -72,6 +72,18 @@ def test_a_run_that_broke_off_between_or_within_stages_ends_as_if_it_had_not(mll
     assert read_json(whole / "results.json")["test"] == read_json(within / "results.json")["test"]
 
 
+def test_the_first_stage_can_be_evaluated_on_its_own(mllt_command, tmp_path):
+    run = tmp_path / "stages" / "run"  # a name that misleads
+    assert mllt_command(*CRT, f"output_dir={run}").status == 0
+    assert (run / "config.yaml").is_file()
+    done = mllt_command("evaluate", f"checkpoint={run / 'stages' / 'features' / 'checkpoints' / 'last.ckpt'}")
+    assert done.status == 0, done.err
+    assert (run / "stages" / "features" / "evaluations" / "test-uniform.json").is_file()
+    done = mllt_command("evaluate", f"checkpoint={run / 'checkpoints' / 'last.ckpt'}")
+    assert done.status == 0, done.err
+    assert read_json(run / "evaluations" / "test-uniform.json")["test"] == read_json(run / "results.json")["test"]
+
+
 def test_auto_begins_where_nothing_is_yet(mllt_command, tmp_path):
     assert mllt_command(*CRT, "resume=auto", f"output_dir={tmp_path / 'one'}").status == 0
     assert mllt_command(*CRT, f"output_dir={tmp_path / 'two'}").status == 0
