@@ -60,7 +60,7 @@ def test_a_real_checkpoint_holds_tensors_and_plain_values_only(trained):
     content = torch.load(trained, weights_only=True)
     assert {"state_dict", "optimizer_states", "lr_schedulers", "hyper_parameters", KEY} <= set(content)
     assert set(read_checkpoint(trained)) == set(content)
-    assert set(content[KEY]) == {"format", "method", "subclass", "version", "class_names", "preprocessing"}
+    assert set(content[KEY]) == {"format", "method", "subclass", "stage", "version", "class_names", "preprocessing"}
     assert type(content["hyper_parameters"]) is dict
 
 

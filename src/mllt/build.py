@@ -223,6 +223,7 @@ def quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # between lightning and torch
         ".*Total length of `list` across ranks is zero.*",  # no validation split
+        ".*in eval mode at the start of training.*",  # a method freezes what it means to
         ".*The dirpath has changed from.*",  # a run that goes on in another folder
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -14,7 +14,7 @@ def test_each_class_weight_is_divided_by_its_length_to_the_power_of_tau(small, p
     with torch.no_grad():
         features = module.network.features(problem[0][:4])[0].double()
         found = module(problem[0][:4])[0].double()
-    weight = module.network.heads[0].weight.double()
+    weight = module.network.heads[0].weight.detach().double()
     for image in range(4):
         for label in range(3):
             length = sum(float(w) ** 2 for w in weight[label]) ** 0.5
