@@ -218,7 +218,9 @@ def _explain_key(key: str, message: str, config_name: str) -> str:
     known += [] if parent else [group for group in groups if group not in known]
     where = f"`{parent}` has no setting `{leaf}`" if parent else f"There is no setting or group `{leaf}`"
     elsewhere = [] if parent else _paths_ending_in(leaf, settings)
-    hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(leaf, sorted(known))
+    hint = did_you_mean(leaf, sorted(known))
+    if elsewhere:  # a name that stands in a group is meant, not one that only looks like it
+        hint = f"Did you mean {elsewhere[0]!r}? {hint[hint.index('Known:') :]}"
     return f"{where} (from {key!r}). {hint}"
 
 

@@ -136,23 +136,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         raise
 
 
-def read_results(path: str | Path) -> dict[str, Any]:
-    """The content of a `results.json`, or of the one in a run's folder.
-
-    Raises:
-        DataError: it is not there, or is no JSON object.
-    """
-    path = Path(path).expanduser()
-    path = path / "results.json" if path.is_dir() else path
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"Expected {path} to be the results of a finished run, but reading it failed: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"Expected {path} to hold a JSON object, but it holds a {type(content).__name__}.")
-    return content
-
-
 def table(test: Mapping[str, Any], title: str = "") -> Table:
     """The paper's table of one run: rows experts and ensemble, columns many / medium / few / all, raw and compensated.
 

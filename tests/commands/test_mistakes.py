@@ -52,7 +52,7 @@ import pytest
         ),
         (["trainer.accelerator=quantum"], ["`trainer`"]),
         (["optimizer.lr"], ["optimizer.lr"]),
-        (["lr=0.1"], ["no setting or group `lr`", "Did you mean 'optimizer.lr'?"]),
+        (["lr=0.1"], ["no setting or group `lr`", "Did you mean 'optimizer.lr'? Known: ", "batch_size, "]),
         (["trainer.max_epochs 3"], ["Cannot read 'trainer.max_epochs 3'", "without spaces"]),
         (["data.root=My pictures (1)"], ["two pairs of quotes", "data.root='My pictures (1)'"]),
         (["data=null"], ["Config group override must be a string"]),

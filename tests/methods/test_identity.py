@@ -270,4 +270,6 @@ def test_a_data_module_of_ones_own_may_tell_its_counts(small, loader, make_train
 
     data = Mine()
     vars(data).update(told)
-    make_trainer().fit(MutualLTModule(**small), datamodule=data)
+    trainer = make_trainer()
+    trainer.fit(MutualLTModule(**small), datamodule=data)
+    assert trainer.global_step == len(loader)
