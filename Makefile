@@ -1,4 +1,5 @@
 # make demo       trains a small network on digits, from nothing: makes .venv, installs, runs
+# make compare    every method on digits with two seeds, side by side, and the report of them; goes on where it stopped
 # make test       the tests (MLLT_DATA=folder also runs those that need real data)
 # make test-all   the slow ones, too
 # make notebooks  runs every notebook
@@ -15,10 +16,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Stamps, written last: an install that was interrupted leaves none, and is done again.
 CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
+INSTALLED_SWEEP := $(VENV)/.installed-sweep
 INSTALLED_DEV := $(VENV)/.installed-dev
 INPUTS := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo test test-all notebooks lint clean
+COMPARE ?= runs/compare
+
+.PHONY: help demo compare test test-all notebooks lint clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -26,11 +30,18 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/python -m mllt.train $(ARGS)
 
+compare: $(INSTALLED_SWEEP)
+	$(BIN)/python -m mllt.train launcher=joblib 'method=glob(*)' seed=0,1 resume=auto output_dir=$(COMPARE) $(ARGS)
+	$(BIN)/python -m mllt.report $(COMPARE)
+
+# Side by side, each on one thread: the networks of the tests are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 notebooks: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest --nbmake notebooks $(ARGS)
@@ -57,7 +68,12 @@ $(INSTALLED): $(CREATED) $(INPUTS)
 	@$(PIP) -e .
 	@touch $@
 
+$(INSTALLED_SWEEP): $(CREATED) $(INPUTS)
+	@echo "Installing mllt and what it needs into $(VENV) (the first time: a few minutes, about 6 GB) ..."
+	@$(PIP) -e '.[sweep]'
+	@touch $(INSTALLED) $@
+
 $(INSTALLED_DEV): $(CREATED) $(INPUTS)
 	@echo "Installing mllt, what it needs and its tools into $(VENV) (the first time: a few minutes, about 6 GB) ..."
 	@$(PIP) -e '.[dev]'
-	@touch $(INSTALLED) $@
+	@touch $(INSTALLED) $(INSTALLED_SWEEP) $@

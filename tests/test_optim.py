@@ -13,6 +13,12 @@ from mllt.optim import check_schedule, check_sgd, epoch_schedule, learning_rate_
 MISLAS = {"schedule": "multistep", "milestones": (160, 180), "gamma": 0.1, "warmup_epochs": 5}
 # By hand: lr * e / 5 for e = 1 .. 5, then lr, a tenth from epoch 160 on, a hundredth from 180 on (counted from 0).
 MISLAS_TABLE = [0.02, 0.04, 0.06, 0.08, 0.1] + [0.1] * 155 + [0.01] * 20 + [0.001] * 20
+# LDAM-DRW and RIDE: the same warm-up, then a hundredth from epoch 160 on and a hundredth of that from 180 on.
+LDAM = {**MISLAS, "milestones": (0.8, 0.9), "gamma": 0.01}
+LDAM_TABLE = [0.02, 0.04, 0.06, 0.08, 0.1] + [0.1] * 155 + [1e-3] * 20 + [1e-5] * 20
+# LADE: 0.2 / 3 to 0.2 in five equal steps, a hundredth from epoch 120 on and a hundredth of that from 160 on.
+LADE = {"schedule": "multistep", "milestones": (0.6, 0.8), "gamma": 0.01, "warmup_epochs": 5, "warmup_start": 1 / 3}
+LADE_TABLE = [0.2 / 3, 0.28 / 3, 0.36 / 3, 0.44 / 3, 0.52 / 3] + [0.2] * 115 + [2e-3] * 40 + [2e-5] * 40
 # (1 + cos(pi * k / 8)) / 2 for k = 0 .. 7, after two epochs of warm-up to the full rate
 COSINE_TABLE = [0.5, 1.0, 1.0, 0.9619398, 0.8535534, 0.6913417, 0.5, 0.3086583, 0.1464466, 0.0380602]
 
@@ -37,7 +43,12 @@ def rates_of_a_training(max_epochs, lr, **settings):
         (200, 0.1, MISLAS, MISLAS_TABLE),
         (200, 0.1, {**MISLAS, "milestones": (0.8, 0.9)}, MISLAS_TABLE),  # as shares of the run
         (200, 0.1, {**MISLAS, "milestones": (180, 160)}, MISLAS_TABLE),  # in any order
+        (200, 0.1, LDAM, LDAM_TABLE),
+        (200, 0.2, LADE, LADE_TABLE),
+        (20, 0.2, LADE, [*LADE_TABLE[:5], *[0.2] * 7, *[2e-3] * 4, *[2e-5] * 4]),  # a shortened run keeps the shape
         (10, 1.0, {"schedule": "cosine", "warmup_epochs": 2}, COSINE_TABLE),
+        (3, 1.0, {"schedule": "cosine", "warmup_epochs": 2, "warmup_start": 0}, [0.0, 0.5, 1.0]),
+        (3, 0.4, {"schedule": "constant", "warmup_epochs": 0, "warmup_start": 0.5}, [0.4] * 3),  # nothing to start
         (4, 0.3, {"schedule": "constant"}, [0.3] * 4),
         (4, 0.4, {"schedule": "constant", "warmup_epochs": 2}, [0.2, 0.4, 0.4, 0.4]),
         (3, 1.0, {"schedule": "cosine", "warmup_epochs": 5}, [0.2, 0.4, 0.6]),  # warm-up longer than the run
@@ -148,6 +159,9 @@ def test_settings_that_sgd_cannot_have_are_refused(changed, message):
         ({"gamma": 0}, r"Expected `gamma` .* above 0"),
         ({"warmup_epochs": -1}, r"Expected `warmup_epochs` .* at least 0, but got -1"),
         ({"warmup_epochs": 2.5}, r"Expected `warmup_epochs` to be a whole number"),
+        ({"warmup_start": 1}, r"Expected `warmup_start` .* below 1, but got 1"),
+        ({"warmup_start": -0.1}, r"Expected `warmup_start` .* at least 0"),
+        ({"warmup_start": "1/3"}, r"Expected `warmup_start` to be a number"),
     ],
 )
 def test_settings_that_no_schedule_can_have_are_refused(changed, message):

@@ -32,16 +32,21 @@ if TYPE_CHECKING:
     from mllt.data import LongTailedDataModule as LongTailedDataModule
     from mllt.data import PlacesLT as PlacesLT
     from mllt.longtail import compensate as compensate
+    from mllt.methods import ACEModule as ACEModule
     from mllt.methods import BalancedSoftmaxModule as BalancedSoftmaxModule
+    from mllt.methods import BBNModule as BBNModule
     from mllt.methods import CrossEntropyModule as CrossEntropyModule
     from mllt.methods import CRTModule as CRTModule
+    from mllt.methods import DIVEModule as DIVEModule
     from mllt.methods import LADEModule as LADEModule
     from mllt.methods import LDAMDRWModule as LDAMDRWModule
     from mllt.methods import LongTailedModule as LongTailedModule
     from mllt.methods import LWSModule as LWSModule
+    from mllt.methods import MiSLASModule as MiSLASModule
     from mllt.methods import MutualLTModule as MutualLTModule
     from mllt.methods import PCSoftmaxModule as PCSoftmaxModule
     from mllt.methods import RIDEModule as RIDEModule
+    from mllt.methods import SSDModule as SSDModule
     from mllt.methods import Stage as Stage
     from mllt.methods import TauNormModule as TauNormModule
     from mllt.methods import load_checkpoint as load_checkpoint
@@ -50,7 +55,9 @@ if TYPE_CHECKING:
     from mllt.networks import build_network as build_network
 
 _WHERE = {
+    "ACEModule": "mllt.methods",
     "BalancedSoftmaxModule": "mllt.methods",
+    "BBNModule": "mllt.methods",
     "build_network": "mllt.networks",
     "CIFAR100LT": "mllt.data",
     "CIFAR10LT": "mllt.data",
@@ -58,6 +65,7 @@ _WHERE = {
     "CrossEntropyModule": "mllt.methods",
     "CRTModule": "mllt.methods",
     "DigitsLT": "mllt.data",
+    "DIVEModule": "mllt.methods",
     "ExpectedCalibrationError": "mllt.metrics",
     "ImageFolderLT": "mllt.data",
     "ImageNetLT": "mllt.data",
@@ -68,11 +76,13 @@ _WHERE = {
     "LongTailedDataModule": "mllt.data",
     "LongTailedModule": "mllt.methods",
     "LWSModule": "mllt.methods",
+    "MiSLASModule": "mllt.methods",
     "MutualLTModule": "mllt.methods",
     "PCSoftmaxModule": "mllt.methods",
     "PlacesLT": "mllt.data",
     "RIDEModule": "mllt.methods",
     "ShotAccuracy": "mllt.metrics",
+    "SSDModule": "mllt.methods",
     "Stage": "mllt.methods",
     "TauNormModule": "mllt.methods",
 }

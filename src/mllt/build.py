@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_method, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
@@ -19,21 +20,25 @@ from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
 from mllt.callbacks import MetricsCSV, StopBetweenSteps
+from mllt.checkpoint import read_checkpoint
 from mllt.data import LongTailedDataModule
 from mllt.errors import ArgumentError, check_integer, check_number, check_seed
 from mllt.methods import LongTailedModule, load_checkpoint
+from mllt.methods.teacher import GIVEN_BY_PATH
 from mllt.optim import milestone_epochs
+from mllt.recipes import borrowed_values
 from mllt.results import RunFolder
 
 _PROFILERS: dict[Any, type] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
-def absolute_paths(data: DictConfig) -> None:
-    """Make the paths of a `data` section absolute: `config.yaml` must mean the same from another folder."""
-    for name in ("root", "list_dir", "train_list", "test_list", "val_list"):
-        value = OmegaConf.select(data, name, throw_on_missing=False)
-        if isinstance(value, str) and (not name.endswith("_list") or Path(value).expanduser().exists()):
-            data[name] = str(Path(value).expanduser().absolute())
+def absolute_paths(section: DictConfig) -> None:
+    """Make the paths of a section (`data`, `method`) absolute: `config.yaml` must mean the same from another folder."""
+    folders = ("root", "list_dir")
+    for name in (*folders, "train_list", "test_list", "val_list", *GIVEN_BY_PATH):
+        value = OmegaConf.select(section, name, throw_on_missing=False)
+        if isinstance(value, str) and (name in folders or Path(value).expanduser().exists()):
+            section[name] = str(Path(value).expanduser().absolute())
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -47,11 +52,16 @@ def build_data(section: dict[str, Any], **common: Any) -> LongTailedDataModule:
     return _build("data", LongTailedDataModule, arguments)
 
 
-def build_module(config: DictConfig, data: LongTailedDataModule) -> LongTailedModule:
-    """The method that the configuration describes, for the classes of `data`."""
+def build_module(config: DictConfig, data: LongTailedDataModule, earlier: Path | None = None) -> LongTailedModule:
+    """The method that the configuration describes, for the classes of `data`.
+
+    `earlier` is a checkpoint of the run that goes on: of files that have gone since, such as a teacher's, it holds what is
+    needed.
+    """
     network, schedule, evaluation = plain(config.network), plain(config.schedule), plain(config.evaluation)
     arguments = {
         **plain(config.method),
+        **_kept_of_files_gone(config.method, earlier),
         "network": network.pop("name"),
         **network,
         **plain(config.optimizer),
@@ -63,6 +73,16 @@ def build_module(config: DictConfig, data: LongTailedDataModule) -> LongTailedMo
         "preprocessing": data.preprocessing,
     }
     return _build("method", LongTailedModule, arguments)
+
+
+def _kept_of_files_gone(method: DictConfig, earlier: Path | None) -> dict[str, Any]:
+    """What a run remembers of the checkpoints that it was given by path and that are no longer there."""
+    paths = {name: value for name in GIVEN_BY_PATH if isinstance(value := method.get(name), str)}
+    gone = [name for name, path in paths.items() if not Path(path).expanduser().exists()]
+    if not gone or earlier is None:
+        return {}
+    remembered = read_checkpoint(earlier)[LongTailedModule.CHECKPOINT_HYPER_PARAMS_KEY]
+    return {name: remembered[name] for name in gone if remembered.get(name) is not None}
 
 
 def _build(section: str, base: type, arguments: dict[str, Any]) -> Any:
@@ -126,7 +146,7 @@ def build_trainer(
         arguments["profiler"] = _PROFILERS[arguments["profiler"]](dirpath=folder.root, filename="profile")
     callbacks: list[Callback] = [LearningRateMonitor("epoch"), StopBetweenSteps(), *checkpoint_callbacks(folder, data)]
     callbacks += [instantiate(callback) for callback in config.callbacks.values()] if config.callbacks else []
-    return make_trainer(
+    trainer = make_trainer(
         "The settings of `trainer`",
         **arguments,
         default_root_dir=folder.root,
@@ -135,6 +155,18 @@ def build_trainer(
         enable_progress_bar=any("RunProgress" in type(callback).__name__ for callback in callbacks),
         num_sanity_val_steps=0,
     )
+    check_launcher(trainer.num_devices)
+    return trainer
+
+
+def check_launcher(devices: int) -> None:
+    """Raise `ArgumentError` for several devices in a job whose process cannot be started again, once for each of them."""
+    launcher = HydraConfig.get().runtime.choices["hydra/launcher"] if HydraConfig.initialized() else None
+    if devices > 1 and launcher in ("joblib", "submitit_local"):
+        raise ArgumentError(
+            f"Expected one device per run with the launcher {launcher}, but trainer.devices makes it {devices}. Set "
+            "trainer.devices=1, or leave the launcher out: the runs then take turns, each on all of its devices."
+        )
 
 
 def check_trainer(arguments: dict[str, Any]) -> None:
@@ -183,7 +215,7 @@ def check_start(config: DictConfig, folder: RunFolder) -> None:
     Raises:
         ArgumentError: a group is missing, a bad seed, or the output folder holds a run already.
     """
-    needed = ("data", "network", "method", "optimizer", "schedule", "trainer", "evaluation")
+    needed = ("data", "network", "method", "optimizer", "schedule", "trainer", "evaluation", "recipe")
     missing = [name for name in needed if not config.get(name)]
     if missing:
         raise ArgumentError(f"Expected a choice for `{missing[0]}`, but there is none. Type {missing[0]}=... (see --help).")
@@ -198,8 +230,8 @@ def check_start(config: DictConfig, folder: RunFolder) -> None:
 
 
 def remarks(config: DictConfig) -> list[str]:
-    """The experiment's own warning, and settings that will have no effect."""
-    said = [str(config.warning)] if config.warning else []
+    """The experiment's own warning, settings that are published for other data, and those that will have no effect."""
+    said = ([str(config.warning)] if config.warning else []) + borrowed_values(config)
     epochs = config.trainer.max_epochs
     late = [m for m in milestone_epochs(config.schedule.get("milestones", []), epochs) if m >= epochs]
     if late:

@@ -10,6 +10,7 @@ import datetime
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,14 +24,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from mllt import recipes
 from mllt.errors import ArgumentError, MlltError, did_you_mean
 
 CONFIG_MODULE = "mllt.conf"
 _STAMP = "MLLT_RUN_STAMP"
 _TRACE = "HYDRA_FULL_ERROR"
 _WANTS_TRACE = "MLLT_FULL_ERROR"
+#: What an error is given on its way out of a job: the job's process and traceback, which do not come along to another process.
+_JOB = "mllt_job"
 #: What is told in one line. `OSError`: a folder that cannot be written, a full disk.
 _USERS_MISTAKES = (MlltError, HydraException, OmegaConfBaseException, OSError)
+#: The extras that bring launchers, by the first word of their names.
+_LAUNCHERS = {"joblib": "sweep", "submitit": "slurm"}
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
@@ -45,7 +51,6 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
     # milliseconds: jobs that are started together must not.
     os.environ.setdefault(_STAMP, datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
     sys.argv[1:] = [_expand_home(argument) for argument in sys.argv[1:]]
-    _register_resolvers()
     # What the user set, not what we set below and other processes of the run inherit
     wants_trace = os.environ.setdefault(_WANTS_TRACE, os.environ.get(_TRACE, "0")) not in ("", "0")
     os.environ[_TRACE] = "1"  # or Hydra prints its own message and exits before we can say anything better
@@ -58,9 +63,13 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
     except KeyboardInterrupt as interrupt:
         print(f"Interrupted{interrupt}.", file=sys.stderr)
         sys.exit(130)
-    except (*_USERS_MISTAKES, ValueError) as error:
-        users = isinstance(error, _USERS_MISTAKES) or not outcome.began  # Hydra's own complaints may be plain ValueErrors
-        if wants_trace or not users:
+    except Exception as error:
+        job = getattr(error, _JOB, None)
+        # Hydra's own complaints may be plain ValueErrors
+        hydras = isinstance(error, ValueError) and job is None
+        if wants_trace or not (hydras or isinstance(error, _USERS_MISTAKES)):
+            if job is not None and job[0] != os.getpid():
+                print(f"In a job of the sweep:\n{job[1]}", file=sys.stderr)
             raise
         print(f"Error: {_explain(error, config_name)}", file=sys.stderr)
         sys.exit(2)
@@ -82,12 +91,30 @@ def _register_resolvers() -> None:
 
     OmegaConf.register_new_resolver("mllt.folder", folder, replace=True)
     OmegaConf.register_new_resolver("mllt.slug", lambda text: re.sub(r"[^\w.=,+-]+", "-", str(text))[:150], replace=True)
+    OmegaConf.register_new_resolver("mllt.groups", _shown_groups, replace=True)
+    OmegaConf.register_new_resolver("mllt.by_factor", recipes.by_factor, replace=True)
+    OmegaConf.register_new_resolver("mllt.when", recipes.when, replace=True)
+
+
+def _shown_groups() -> str:
+    """A line for each group with what can be chosen, for `--help`."""
+    loader = GlobalHydra.instance().config_loader()
+    lines = []
+    for group in loader.list_groups(""):
+        options = loader.get_group_options(group)
+        inner = {name: loader.get_group_options(f"{group}/{name}") for name in loader.list_groups(group)}
+        options += [f"{name}/{option}" for name, found in inner.items() for option in found]
+        lines += [f"{group}: {', '.join(options)}"] if options and group != "hydra" else []
+    return "\n".join(lines) + "\n"
+
+
+# When this is imported, not when a command begins: the jobs of a sweep may run in processes that only import it.
+_register_resolvers()
 
 
 class _Outcome:
     """What a single run returned or raised, which `hydra.main` keeps to itself or prints in its own way."""
 
-    began: bool = False
     value: Any = None
     error: Exception | None = None
 
@@ -97,16 +124,17 @@ def _checked(task: Callable[[DictConfig], Any], config_name: str, outcome: _Outc
 
     def checked(config: DictConfig) -> Any:
         settings = HydraConfig.get()
-        outcome.began = True
         try:
             check_override_types(config_name, list(settings.overrides.task), settings.runtime.choices)
             value = task(config)
-        except _USERS_MISTAKES as error:
-            _remove_if_empty(settings.runtime.output_dir)
-            if settings.mode == RunMode.MULTIRUN:  # Hydra says which job of the sweep it was
-                raise
-            outcome.error = error
-            return None
+        except Exception as error:
+            setattr(error, _JOB, (os.getpid(), traceback.format_exc()))
+            if isinstance(error, _USERS_MISTAKES):
+                _remove_if_empty(settings.runtime.output_dir)
+                if settings.mode != RunMode.MULTIRUN:  # of a sweep, Hydra says which job it was
+                    outcome.error = error
+                    return None
+            raise
         if settings.mode != RunMode.MULTIRUN:
             outcome.value = value
         return value
@@ -180,8 +208,17 @@ def _explain(error: Exception, config_name: str) -> str:
     """What was wrong and what to type instead, in one line."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
+        extra = _LAUNCHERS.get(option.partition("_")[0]) if group == "hydra/launcher" else None
+        if extra:
+            return f"The launcher {option} is not installed. Type pip install 'mllt[{extra}]' to have it."
         return f"There is no {group}={option}. {did_you_mean(option, sorted(error.options))}"
     if isinstance(error, ConfigCompositionException):
+        choices = re.search(r"resolving interpolation '(\$\{[^']*)', possible interpolation keys: (.*)", str(error))
+        if choices:
+            known = choices.group(2).split(", ")
+            for name in re.findall(r"\$\{(\w+)\}", choices.group(1)):
+                if name not in known:
+                    return f"Expected a choice for `{name}`, but there is none. Type {name}=... (see --help)."
         wrong = re.search(r"Could not (?:override|append to config|delete from config).*?'([^'=]+)", str(error))
         if wrong:
             return _explain_key(wrong.group(1).split("@")[0], str(error), config_name)
@@ -190,6 +227,11 @@ def _explain(error: Exception, config_name: str) -> str:
             f"Cannot read {error.override!r}. Settings are typed key=value, without spaces around `=`; a value with spaces or "
             f"any of , = ( ) [ ] {{ }} needs two pairs of quotes, as in \"data.root='My pictures (1)'\"."
         )
+    if "Ambiguous value" in str(error):  # a sweep that is none, perhaps because its launcher is missing
+        try:
+            _vocabulary(config_name)
+        except MissingConfigException as missing_one:
+            return _explain(missing_one, config_name)
     missing = re.search(r"Missing mandatory value: (\S+)", str(error))
     if missing:
         key = (getattr(error, "full_key", None) if isinstance(error, MissingMandatoryValue) else None) or missing.group(1)
@@ -232,14 +274,25 @@ def _paths_ending_in(leaf: str, settings: DictConfig) -> list[str]:
 
 def _vocabulary(config_name: str) -> tuple[DictConfig, list[str]]:
     """All settings and groups, under the groups that the command line chose as far as they exist."""
+    own = _own_settings()
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         # Only `train` is composed of groups
         groups = [g for g in loader.list_groups("") if config_name == "train" and g not in ("hydra", "__pycache__")]
-        choices = []
+        choices = [] if own is None else [f"hydra.searchpath=['file://{own}']"]
         for argument in sys.argv[1:]:
             name, _, option = argument.partition("=")
-            if name in groups and option in loader.get_group_options(name):
+            theirs = own is not None and os.path.isfile(os.path.join(own, name, f"{option}.yaml"))
+            if name in groups and (theirs or option in loader.get_group_options(name)):
                 choices.append(argument)
         return compose(config_name, overrides=choices), groups
+
+
+def _own_settings() -> str | None:
+    """The folder of the user's own settings that the command line names, absolute; None where there is none."""
+    for number, argument in enumerate(sys.argv[1:], start=2):
+        name, equals, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            return os.path.abspath(value if equals else "".join(sys.argv[number : number + 1]))
+    return None

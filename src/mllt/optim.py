@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,25 +16,41 @@ from mllt.errors import ArgumentError, check_bool, check_choice, check_integer, 
 SCHEDULES = ("multistep", "cosine", "constant")
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, *, decay_norm_and_bias: bool = True) -> list[dict[str, Any]]:
-    """Trainable parameters in groups for an optimizer.
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    decay_norm_and_bias: bool = True,
+    lr: float | None = None,
+    lr_factor: Callable[[str], float] | None = None,
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups for an optimizer, one for each weight decay and learning rate there is.
 
     Args:
         module: whose parameters.
         weight_decay: of the weights.
         decay_norm_and_bias: whether normalisation parameters and biases (all tensors of fewer than two dimensions)
             decay too. The long-tailed recipes decay everything.
+        lr: the learning rate; None: the optimizer's.
+        lr_factor: from a parameter's name to the factor on its learning rate; None: 1 for all.
 
     >>> [len(group["params"]) for group in parameter_groups(nn.Linear(2, 2), 0.1, decay_norm_and_bias=False)]
     [1, 1]
+    >>> groups = parameter_groups(nn.Linear(2, 2), 0.1, lr=1.0, lr_factor=lambda name: 0.5 if name == "bias" else 1.0)
+    >>> [group["lr"] for group in groups]
+    [1.0, 0.5]
     """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if decay_norm_and_bias:
-        return [{"params": parameters, "weight_decay": weight_decay}]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = weight_decay if decay_norm_and_bias or parameter.ndim >= 2 else 0.0
+        factor = 1.0 if lr_factor is None else lr_factor(name)
+        group = groups.setdefault((decay, factor), {"params": [], "weight_decay": decay})
+        group["params"].append(parameter)
+        if lr is not None:
+            group["lr"] = lr * factor
+    return list(groups.values())
 
 
 def check_sgd(lr: float, momentum: float, weight_decay: float, *, nesterov: bool) -> None:
@@ -78,7 +94,9 @@ def milestone_epochs(milestones: Sequence[float], max_epochs: int) -> list[int]:
     return [round(m * max_epochs) if m < 1 else int(m) for m in milestones]
 
 
-def check_schedule(schedule: str, milestones: Sequence[float], gamma: float, warmup_epochs: int) -> None:
+def check_schedule(
+    schedule: str, milestones: Sequence[float], gamma: float, warmup_epochs: int, warmup_start: float | None = None
+) -> None:
     """Raise `ArgumentError` for settings that no schedule can have."""
     check_choice("schedule", schedule, SCHEDULES)
     if isinstance(milestones, str) or not isinstance(milestones, Sequence):
@@ -89,29 +107,44 @@ def check_schedule(schedule: str, milestones: Sequence[float], gamma: float, war
             raise ArgumentError(f"Expected `milestones` to be whole epochs, or shares of the run under 1, but got {milestone}.")
     check_number("gamma", gamma, above=0)
     check_integer("warmup_epochs", warmup_epochs, 0)
+    if warmup_start is not None:
+        check_number("warmup_start", warmup_start, 0, below=1)
 
 
 def learning_rate_factor(
-    epoch: int, max_epochs: int, schedule: str, milestones: Sequence[float] = (), gamma: float = 0.1, warmup_epochs: int = 0
+    epoch: int,
+    max_epochs: int,
+    schedule: str,
+    milestones: Sequence[float] = (),
+    gamma: float = 0.1,
+    warmup_epochs: int = 0,
+    warmup_start: float | None = None,
 ) -> float:
     """The factor on the learning rate in an epoch (constant within it).
 
-    - warm-up: (epoch + 1) / warmup_epochs in the first epochs (LDAM-DRW, MiSLAS: lr * e / 5 with e from 1);
+    - warm-up in the first W = `warmup_epochs`: (e + 1) / W (LDAM-DRW, MiSLAS), the full rate in the last of them; or, from
+      f = `warmup_start`, f + (1 - f) e / W (BBN, LADE, DiVE: f = 1/3), the full rate in the first epoch after them;
     - "multistep": gamma to the number of milestones reached;
     - "cosine": (1 + cos(pi e / E)) / 2 with e and E counted from the end of the warm-up;
     - "constant": 1.
 
     Args:
-        epoch: 0-based.
+        epoch: e, 0-based.
         max_epochs: E, of the whole run.
+        schedule, milestones, gamma, warmup_epochs: see above.
+        warmup_start: f in 0 .. 1, 1 excluded; None: the first rule of warm-up.
 
     >>> [learning_rate_factor(e, 200, "multistep", [160, 180], 0.1, 5) for e in (0, 4, 159, 160)]
     [0.2, 1.0, 1.0, 0.1]
+    >>> [round(learning_rate_factor(e, 200, "multistep", [0.6, 0.8], 0.01, 5, 1 / 3), 3) for e in (0, 4, 5, 119, 120)]
+    [0.333, 0.867, 1.0, 1.0, 0.01]
     >>> [round(learning_rate_factor(e, 180, "cosine"), 3) for e in (0, 90, 179)]
     [1.0, 0.5, 0.0]
     """
     if epoch < warmup_epochs:
-        return (epoch + 1) / warmup_epochs
+        if warmup_start is None:
+            return (epoch + 1) / warmup_epochs
+        return warmup_start + (1 - warmup_start) * epoch / warmup_epochs
     if schedule == "multistep":
         return gamma ** sum(epoch >= milestone for milestone in milestone_epochs(milestones, max_epochs))
     if schedule == "cosine":

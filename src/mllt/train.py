@@ -37,28 +37,41 @@ def train(config: DictConfig) -> float:
 
     from mllt.build import absolute_paths, build_data, build_module, check_start, plain, remarks
     from mllt.errors import check_integer
+    from mllt.recipes import settle_recipe
     from mllt.results import RunFolder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir).resolve())
     check_start(config, folder)
+    settle_recipe(config)
     absolute_paths(config.data)
+    absolute_paths(config.method)
     if config.threads is not None:
         torch.set_num_threads(check_integer("threads", config.threads, 1))
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(plain(config.data), batch_size=config.batch_size, seed=config.seed)
     data.prepare_data()
-    module = build_module(config, data)
+    module = build_module(config, data, earlier_checkpoint(config, folder))
     first, resume = where_to_start(config, folder, module)
     rule = config.evaluation
     tail = data.summary(rule.many_above, rule.few_below, inclusive=rule.shot_edges_inclusive)
-    opening = [tail, *(f"Note: {remark}" for remark in remarks(config))]
+    recipe = [] if config.recipe == "paper" else [f"Recipe: {config.recipe} ({config.recipe_source})."]
+    opening = [tail, *recipe, *(f"Note: {remark}" for remark in remarks(config))]
     for number in range(first, len(module.stages())):
         trainer, validated = run_stage(config, folder, module, data, number, resume, opening)
         resume, opening = None, []
-    results = collect(config, trainer, module)
+    results = collect(config, trainer, module, folder)
     if trainer.is_global_zero:
         report(results, folder)
     return float(results["test"]["ensemble"]["compensated"]["all"] if validated is None else validated)
+
+
+def earlier_checkpoint(config: DictConfig, folder: RunFolder) -> Path | None:
+    """A checkpoint of the run that is to go on, of whichever stage; None where nothing is."""
+    from pathlib import Path
+
+    if config.resume != "auto":
+        return None if config.resume is None else Path(str(config.resume)).expanduser()
+    return next((path for part in (".", "stages/*") for path in folder.root.glob(f"{part}/checkpoints/last.ckpt")), None)
 
 
 def where_to_start(config: DictConfig, folder: RunFolder, module: LongTailedModule) -> tuple[int, Path | None]:
@@ -68,8 +81,6 @@ def where_to_start(config: DictConfig, folder: RunFolder, module: LongTailedModu
         ArgumentError: the checkpoint leaves nothing to train.
         CheckpointError: there is none, or it is damaged, or of another method or network.
     """
-    from pathlib import Path
-
     from mllt.checkpoint import KEY, read_checkpoint
     from mllt.errors import ArgumentError, check_choice
 
@@ -78,7 +89,7 @@ def where_to_start(config: DictConfig, folder: RunFolder, module: LongTailedModu
     if config.resume == "auto":
         path = next((place.last for place in reversed(places) if place.last.exists()), None)
     else:
-        path = None if config.resume is None else Path(str(config.resume)).expanduser()
+        path = earlier_checkpoint(config, folder)
     if path is None:
         return 0, None
     checkpoint = read_checkpoint(path)
@@ -87,7 +98,7 @@ def where_to_start(config: DictConfig, folder: RunFolder, module: LongTailedModu
     number = names.index(check_choice(f"the stage of {path}", checkpoint[KEY].get("stage", names[0]), names))
     done, epochs = int(checkpoint["epoch"]) + 1, stages[number].epochs or config.trainer.max_epochs
     if done >= epochs and number + 1 < len(stages):
-        module.load_state_dict(checkpoint["state_dict"])
+        module.restore(stages[number].name, checkpoint["state_dict"])
         return number + 1, None
     at_home = path.resolve().is_relative_to(folder.root)  # there, a run that was stopped before its test is still to test
     if done > epochs or (done == epochs and not at_home):
@@ -112,6 +123,8 @@ def run_stage(
     Returns:
         The trainer, and the ensemble's compensated accuracy on validation in percent (None without a validation split).
     """
+    import zlib
+
     import lightning as L
 
     from mllt.build import build_loggers, build_trainer
@@ -121,9 +134,9 @@ def run_stage(
     stages = module.stages()
     stage, last = stages[number], number + 1 == len(stages)
     place = folder.of_stages([known.name for known in stages])[number]
-    L.seed_everything(config.seed + number, workers=True, verbose=False)  # a stage is the same after a break
+    # A stage is the same after a break, and where the stages before it were given by path
+    L.seed_everything((config.seed + zlib.crc32(stage.name.encode())) % 2**32, workers=True, verbose=False)
     module.begin(stage.name)
-    data.sampling = stage.sampling
     loggers = build_loggers(config, place, resume)
     try:
         trainer = build_trainer(config, place, data, loggers, stage.epochs)
@@ -175,9 +188,10 @@ def fit_and_test(
         ) from error
 
 
-def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule) -> dict[str, Any]:
+def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule, folder: RunFolder) -> dict[str, Any]:
     """What `results.json` holds."""
     from mllt.callbacks import RunProgress
+    from mllt.checkpoint import plain_values
     from mllt.longtail import shot_groups
     from mllt.networks import count_parameters
     from mllt.results import device_name, git_commit, versions
@@ -185,10 +199,15 @@ def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule) ->
     hp = module.hparams
     groups = shot_groups(module.class_counts.cpu(), hp["many_above"], hp["few_below"], inclusive=hp["shot_edges_inclusive"])
     progress = trainer.progress_bar_callback
-    timed = isinstance(progress, RunProgress)
+    places = folder.of_stages([stage.name for stage in module.stages()])
+    seconds, images = (
+        progress.with_earlier([place.last for place in places[:-1]]) if isinstance(progress, RunProgress) else (0, 0)
+    )
     return {
         "experiment": config.name,
         "method": module.method,
+        "recipe": config.recipe,
+        "recipe_source": config.recipe_source,
         "network": hp["network"],
         "num_experts": module.num_experts,
         "parameters": count_parameters(module.network),
@@ -202,9 +221,12 @@ def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule) ->
         "test_prior": hp["test_prior"],
         "ensemble_of": hp["ensemble"],
         "reported": module.reported,
+        "fitted_prior": module.fits,
+        "reconstructed": list(module.reconstructed),
+        "details": plain_values(module.details()),
         "test": module.test_results,
-        "train_seconds": progress.train_seconds if timed else None,  # type: ignore[union-attr]
-        "images_per_second": progress.images_per_second if timed else None,  # type: ignore[union-attr]
+        "train_seconds": seconds or None,
+        "images_per_second": images / seconds if seconds else None,
         "device": device_name(module.device, trainer.world_size),
         "versions": versions(),
         "git_commit": git_commit(),
@@ -216,7 +238,9 @@ def report(results: dict[str, Any], folder: RunFolder) -> None:
     from mllt.results import caption, plural, say, table, write_json
 
     write_json(folder.results, results)
-    title = f"{results['experiment']}: {results['method']}, seed {results['seed']}, {plural(results['epochs'], 'epoch')}"
+    epochs = plural(results["epochs"], "epoch")
+    earlier = "".join(f"{stage['epochs']} + " for stage in results["stages"][:-1])
+    title = f"{results['experiment']}: {results['method']}, seed {results['seed']}, {earlier}{epochs}"
     seconds = (
         f" in {results['train_seconds']:.0f} s ({results['images_per_second']:,.0f} images/s)"
         if results["train_seconds"]

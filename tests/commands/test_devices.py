@@ -103,3 +103,40 @@ def test_a_global_batch_that_does_not_divide_is_refused_with_those_that_do(tmp_p
     assert done.returncode != 0
     assert "Set it to 14 or 16" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=6", "data.val_fraction=0")
+STAGES = {
+    "ace": (),
+    "bbn": (),
+    "crt": ("method.head_epochs=1",),
+    "dive": (),
+    "mislas": ("method.head_epochs=1",),
+    "ride": ("method.routing_epochs=1", "method.distill=true", "method.teacher_experts=2"),
+    "ssd": ("method.label_epochs=1", "method.rescaling_epochs=1", "method.queue_size=50"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", STAGES)
+def test_two_processes_go_through_all_stages_to_the_weights_of_one(method, tmp_path):
+    pytest.importorskip("timm")
+    experts = "2" if method in ("ace", "ride") else "1"
+    own = (f"network.num_experts={experts}", *STAGES[method], *(("method.max_counts=[20]",) if method == "ace" else ()))
+    for devices in (1, 2):
+        strategy = ("trainer=ddp", f"trainer.devices={devices}") if devices > 1 else ()
+        recipe = (*strategy, f"method={method}", *RECIPE, *SHORT, *own)
+        done = run("train", *recipe, f"output_dir={tmp_path / str(devices)}", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    one, two = (tmp_path / devices for devices in "12")
+    checkpoints = sorted(path.relative_to(one) for path in one.rglob("*.ckpt"))
+    assert checkpoints
+    for path in checkpoints:
+        first, second = (torch.load(folder / path, weights_only=True)["state_dict"] for folder in (one, two))
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            torch.testing.assert_close(
+                second[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, at=(path, name): f"{at}: {text}"
+            )
+    details = [read_json(folder / "results.json")["details"] for folder in (one, two)]
+    assert details[0].keys() == details[1].keys()

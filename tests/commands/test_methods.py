@@ -19,7 +19,7 @@ def test_one_sweep_trains_every_method_and_none_is_left_out(mllt_command, tmp_pa
     for method, run in runs.items():
         results = read_json(run / "results.json")
         assert results["reported"] == ("raw" if method == "cross_entropy" else "compensated")
-        assert (results["num_experts"] > 1) == (method in ("mutual", "ride"))
+        assert (results["num_experts"] > 1) == (method in ("ace", "mutual", "ride"))
         rows = results["test"]["ensemble"]
         fits_uniform = load_checkpoint(run / "checkpoints" / "last.ckpt").fitted_prior == "uniform"
         assert (rows["raw"] == rows["compensated"]) == fits_uniform, method

@@ -52,10 +52,10 @@ for amount in (0.0, 0.01, 0.5):
         lambda z, y, n, amount=amount: lade_regularizer(z, y, n, amount),
         summed(lambda z, y, n, amount=amount: reference.lade(z, y, n, amount)),
     )
-for form in ("concave", "linear", "convex"):
+for form, power in (("concave", None), ("linear", None), ("convex", None), ("exp", 2.0)):
     LOSSES[f"smoothing, {form}"] = (
-        lambda z, y, n, form=form: label_aware_smoothing_loss(z, y, n, 0.4, 0.1, form),
-        summed(lambda z, y, n, form=form: reference.label_aware_smoothing(z, y, n, 0.4, 0.1, form)),
+        lambda z, y, n, form=form, power=power: label_aware_smoothing_loss(z, y, n, 0.4, 0.1, form, power),
+        summed(lambda z, y, n, form=form, power=power: reference.label_aware_smoothing(z, y, n, 0.4, 0.1, form, power)),
     )
 ONE_BY_ONE = dict(LOSSES)  # those in which an expert does not know of the others
 for factor in (-0.45, 0, 0.2):

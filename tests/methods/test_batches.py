@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mllt import MutualLTModule
 from mllt.data import Batch
 from mllt.errors import ArgumentError
-from mllt.methods.batches import as_batch, as_images
+from mllt.methods.batches import as_batch, as_images, companion_of
 
 IMAGES, TARGETS = torch.rand(3, 3, 4, 4), torch.tensor([2, 0, 1])
 
@@ -56,7 +56,11 @@ def test_pictures_as_bytes_are_refused_and_the_remedy_is_named():
         as_batch(((255 * IMAGES).byte(), TARGETS))
 
 
-@pytest.mark.parametrize("batch", [None, [], "images", {"image": IMAGES}, np.zeros((1, 3, 4, 4)), ["a.png"]], ids=str)
+@pytest.mark.parametrize(
+    "batch",
+    [None, [], "images", {"image": IMAGES}, np.zeros((1, 3, 4, 4)), ["a.png"]],
+    ids=["None", "nothing", "text", "dictionary", "NumPy", "path"],
+)
 def test_what_has_no_images_is_refused(batch):
     with pytest.raises(ArgumentError, match="Expected a batch to be images or to begin with images"):
         as_images(batch)
@@ -78,3 +82,37 @@ def test_a_label_out_of_range_is_named(small, problem, make_trainer, wrong):
     targets[100] = wrong  # in the second batch
     with pytest.raises(ArgumentError, match=f"`targets` to hold class numbers from 0 to 2, but got {wrong}"):
         make_trainer().fit(MutualLTModule(**small), DataLoader(TensorDataset(problem[0], targets), batch_size=64))
+
+
+# ------------------------------------------------------------------------------------------------------- companions
+
+
+def test_two_loaders_make_a_batch_with_its_companion():
+    other = (IMAGES + 1, TARGETS.flip(0), "what you like")
+    batch = as_batch([(IMAGES.double(), TARGETS.to(torch.uint8)), other])
+    assert torch.equal(batch.images, IMAGES)
+    assert batch.images.dtype == torch.float32
+    assert torch.equal(companion_of(batch, "view").images, IMAGES + 1)
+    assert torch.equal(companion_of(batch, "view").targets, TARGETS.flip(0))
+    assert batch.draw is None
+    assert as_batch(batch, torch.bfloat16).companion.images.dtype == torch.bfloat16
+
+
+def test_a_batch_without_a_companion_is_refused_where_one_is_needed():
+    with pytest.raises(ArgumentError, match=r"companion \('reversed'\).*datamodule=data"):
+        companion_of(as_batch((IMAGES, TARGETS)), "reversed")
+
+
+def test_companions_of_another_number_or_size_are_refused():
+    with pytest.raises(ArgumentError, match="as many companions of the same size"):
+        companion_of(as_batch([(IMAGES, TARGETS), (IMAGES[:1], TARGETS[:1])]), "view")
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_label_out_of_range_is_named_wherever_it_is(small, problem, make_trainer, part):
+    wrong = problem[1].clone()
+    wrong[3] = 7
+    loaders = [DataLoader(TensorDataset(problem[0], problem[1]), batch_size=64) for _ in range(2)]
+    loaders[part] = DataLoader(TensorDataset(problem[0], wrong), batch_size=64)
+    with pytest.raises(ArgumentError, match="class numbers from 0 to 2, but got 7"):
+        make_trainer().fit(MutualLTModule(**small), loaders)

@@ -101,3 +101,34 @@ def test_it_adds_nothing_to_a_checkpoint():
 def test_percent_of_nan_is_none():
     assert percent(torch.tensor(float("nan"))) is None
     assert percent(torch.tensor(0.125, dtype=torch.float64)) == 12.5
+
+
+def test_weights_of_experts_count_in_the_ensembles_row_only():
+    logits, targets = some(300)
+    weights = torch.rand(2, 300, 1, generator=torch.Generator().manual_seed(2))
+    evaluation = Evaluation(torch.tensor(COUNTS), 2)
+    evaluation.update(logits, targets, OFFSET, weights)
+    table, plain = evaluation.compute(), filled((logits, targets)).compute()
+    assert table["experts"] == plain["experts"]
+    for kind, added in (("raw", 0.0), ("compensated", OFFSET)):
+        right = ((weights * logits).sum(dim=0) + added).argmax(dim=-1) == targets
+        expected = [100 * right[targets == label].double().mean().item() for label in range(6)]
+        assert table["per_class"][kind] == pytest.approx(expected)
+
+
+def test_reliability_is_the_ensembles_in_percent_and_none_for_an_empty_bin():
+    logits, targets = some(300)
+    table = filled((logits, targets)).compute()
+    for kind, values in (("raw", logits), ("compensated", logits + OFFSET)):
+        bins = table["reliability"][kind]
+        confidence, guess = values.double().mean(dim=0).softmax(dim=-1).max(dim=-1)
+        place = (confidence * 15).ceil().long() - 1
+        for number in range(15):
+            within = place == number
+            assert bins["count"][number] == int(within.sum())
+            if not within.any():
+                assert bins["accuracy"][number] is bins["confidence"][number] is None
+                continue
+            right = (guess == targets)[within].double().mean().item()
+            assert bins["accuracy"][number] == pytest.approx(100 * right)
+            assert bins["confidence"][number] == pytest.approx(100 * confidence[within].mean().item(), abs=1e-4)

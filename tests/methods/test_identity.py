@@ -207,6 +207,7 @@ def test_a_mistyped_override_is_the_callers_fault(small, save, mistyped, meant):
         {"milestones": [0.5]},
         {"gamma": 0.2},
         {"warmup_epochs": 1},
+        {"warmup_start": 0.5},
         {"ema_decay": 0.9},
         {"temperature": 2.0},
         {"mutual_weight": 0.5, "lr": 0.05},

@@ -32,3 +32,18 @@ def test_logits_are_scaled_class_by_class(small, problem):
     for expert in range(2):
         for label in range(3):
             assert_close(scaled[expert, :, label], plain[expert, :, label] * module.scales[expert, 0, label])
+
+
+def test_features_by_path_give_the_head_that_the_same_first_stage_gives(small, loader, make_trainer, tmp_path):
+    whole = LWSModule(**small)
+    whole.begin("features")
+    trainer = make_trainer(2)
+    trainer.fit(whole, loader)
+    trainer.save_checkpoint(tmp_path / "features.ckpt")
+    whole.begin("head")
+    make_trainer(2).fit(whole, loader)
+    by_path = LWSModule(**small, features=tmp_path / "features.ckpt")
+    make_trainer(2).fit(by_path, loader)
+    assert not torch.equal(whole.scales, torch.ones(1, 1, 3))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, by_path.state_dict()[name]), name

@@ -196,3 +196,19 @@ def test_bad_batches(num_experts, preds, target, message):
 def test_the_function_refuses_other_shapes(logits):
     with pytest.raises(ArgumentError, match=r"Expected .*, but got"):
         calibration_error(logits, torch.zeros(4).long())
+
+
+def test_the_diagram_tells_what_lies_in_each_bin():
+    confidence = torch.tensor([0.55, 0.58, 0.95, 0.91, 0.92])
+    logits = torch.stack([confidence, 1 - confidence], dim=1).log()
+    metric = ExpectedCalibrationError(num_bins=10)
+    metric.update(logits[:2], torch.tensor([0, 1]))
+    metric.update(logits[2:], torch.tensor([0, 0, 1]))
+    diagram = {name: values[0] for name, values in metric.diagram().items()}
+    assert diagram["count"].tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 0, 3]
+    full = [5, 9]
+    assert diagram["accuracy"][full].tolist() == pytest.approx([1 / 2, 2 / 3])
+    assert diagram["confidence"][full].tolist() == pytest.approx([0.565, 0.9266667], abs=1e-6)
+    assert diagram["accuracy"][diagram["count"] == 0].isnan().all()
+    gap = (diagram["count"] * (diagram["accuracy"] - diagram["confidence"]).abs()).nansum() / diagram["count"].sum()
+    assert gap.item() == pytest.approx(metric.compute().item())

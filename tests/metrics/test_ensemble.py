@@ -85,3 +85,45 @@ def test_the_metrics_ensemble_is_the_one_asked_for():
 def test_an_unknown_ensemble_is_refused(make):
     with pytest.raises(ArgumentError, match=r"`ensemble` .*Did you mean 'logits'\?"):
         make()
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 200, 1), (3, 1, 4)], ids=str)
+def test_weights_are_of_experts_images_or_classes_and_the_offset_comes_once(shape):
+    logits, _ = some()
+    logits = logits.double()
+    weights = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    offset = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)
+    full = weights.expand(3, 200, 4)
+    expected = [
+        [math.fsum(float(full[k, b, c] * logits[k, b, c]) for k in range(3)) + float(offset[c]) for c in range(4)]
+        for b in range(200)
+    ]
+    combined = ensemble_logits(logits, weights=weights, offset=offset)
+    torch.testing.assert_close(combined, torch.tensor(expected, dtype=torch.float64))
+    probabilities = (logits + offset).softmax(-1)
+    torch.testing.assert_close(
+        ensemble_logits(logits, "probabilities", weights, offset).exp(), (full * probabilities).sum(dim=0)
+    )
+
+
+@pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
+def test_equal_weights_are_the_mean_and_a_weight_of_0_leaves_an_expert_out(ensemble):
+    logits, _ = some()
+    offset = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    even = torch.full((3, 1, 1), 1 / 3)
+    expected = ensemble_logits(logits + offset, ensemble)
+    torch.testing.assert_close(ensemble_logits(logits, ensemble, even, offset), expected)
+    two = torch.tensor([0.5, 0.0, 0.5])[:, None, None]
+    without = ensemble_logits(logits[[0, 2]], ensemble)
+    torch.testing.assert_close(ensemble_logits(logits, ensemble, two), without)
+
+
+def test_metrics_without_an_ensemble_have_a_row_per_expert_only():
+    logits, targets = some()
+    for make in (lambda **how: ShotAccuracy(COUNTS, **how), lambda **how: ExpectedCalibrationError(**how)):
+        alone, together = make(num_experts=3, ensemble=None), make(num_experts=3)
+        for metric in (alone, together):
+            metric.update(logits, targets)
+        rows = [metric.compute() for metric in (alone, together)]
+        rows = [row["all"] if isinstance(row, dict) else row for row in rows]
+        assert torch.equal(rows[0], rows[1][:-1])

@@ -70,7 +70,7 @@ def lade(logits, targets, counts, remine_lambda):
     return total
 
 
-def smoothing(counts, head, tail, shape):
+def smoothing(counts, head, tail, shape, power=None):
     """eps of every class."""
     seen = [n for n in counts if n]
     low, high = min(seen), max(seen)
@@ -81,14 +81,16 @@ def smoothing(counts, head, tail, shape):
             result.append(tail + (head - tail) * math.sin(rank * math.pi / 2))
         elif shape == "linear":
             result.append(tail + (head - tail) * rank)
+        elif shape == "exp":
+            result.append(tail + (head - tail) * rank**power)
         else:
             result.append(head + (head - tail) * math.sin(1.5 * math.pi + rank * math.pi / 2))
     return result
 
 
-def label_aware_smoothing(logits, targets, counts, head, tail, shape):
+def label_aware_smoothing(logits, targets, counts, head, tail, shape, power=None):
     """Cross entropy against labels smoothed by their class."""
-    eps = smoothing(counts, head, tail, shape)
+    eps = smoothing(counts, head, tail, shape, power)
     total = 0.0
     for row, y in zip(logits, targets, strict=True):
         losses = [cross_entropy(row, c) for c in range(len(row))]
@@ -119,3 +121,30 @@ def virtual_examples(student, teacher, temperature, power):
         flat = [p**power for p in softmax([z / temperature for z in t])]
         total += kl([f / sum(flat) for f in flat], softmax([z / temperature for z in s]))
     return temperature**2 * total / len(student)
+
+
+def routing(asks, experts, targets, positive_weight):
+    """RIDE's routing: is one more expert worth asking? Images and decisions one by one."""
+    total, decisions = 0.0, len(experts) - 1
+    for b, y in enumerate(targets):
+        right = []
+        for k in range(1, len(experts) + 1):
+            together = [sum(e[b][c] for e in experts[:k]) / k for c in range(len(experts[0][b]))]
+            right.append(together.index(max(together)) == y)
+        for k in range(decisions):
+            sure = 1 / (1 + math.exp(-asks[k][b]))
+            total -= positive_weight * math.log(sure) if not right[k] and any(right[k + 1 :]) else math.log(1 - sure)
+    return total / (decisions * len(targets))
+
+
+def guided_contrast(queries, keys, targets, queue, queue_targets, temperature):
+    """SSD's contrast: an image against the queue, less what is of its own class."""
+
+    def alike(p, q):
+        return math.exp(sum(a * b for a, b in zip(p, q, strict=True)) / temperature)
+
+    total = 0.0
+    for query, key, y in zip(queries, keys, targets, strict=True):
+        others = sum(alike(query, other) for other, label in zip(queue, queue_targets, strict=True) if label != y)
+        total -= math.log(alike(query, key) / (alike(query, key) + others))
+    return total / len(targets)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -46,6 +49,18 @@ class RunProgress(ProgressBar):
     def images_per_second(self) -> float:
         """Training images per second, over all devices."""
         return self.images / self.train_seconds if self.train_seconds else 0.0
+
+    def with_earlier(self, checkpoints: Sequence[Path]) -> tuple[float, int]:
+        """Seconds and images of the training, those of earlier stages included, as their checkpoints tell.
+
+        What is not there, since a finished stage was given by path, is not counted.
+        """
+        seconds, images = self.train_seconds, self.images
+        for path in checkpoints:
+            if path.is_file():  # mapped, not read: only a few numbers of it are needed
+                told = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["callbacks"].get(self.state_key, {})
+                seconds, images = seconds + told.get("train_seconds", 0.0), images + told.get("images", 0)
+        return seconds, images
 
     def enable(self) -> None:
         """Show progress (the default)."""

@@ -6,7 +6,7 @@ from mllt.data.digits import DigitsLT
 from mllt.data.folder import ImageFolderLT
 from mllt.data.images import FileSource
 from mllt.data.lists import ImageNetLT, INaturalist2018, PlacesLT
-from mllt.data.sources import ArraySource, Batch, ImageDataset, ImageSource, Transform
+from mllt.data.sources import ArraySource, Batch, ImageDataset, ImageSource, PairedBatch, Transform
 
 __all__ = [
     "CIFAR10LT",
@@ -21,6 +21,7 @@ __all__ = [
     "ImageNetLT",
     "ImageSource",
     "LongTailedDataModule",
+    "PairedBatch",
     "PlacesLT",
     "Splits",
     "Transform",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mllt.data.order import ClassBalancedOrder, EpochOrder, EvaluationSampler, GlobalBatchSampler, per_class_split
+from mllt.data.order import ClassBalancedOrder, Companions, EpochOrder, EvaluationSampler, GlobalBatchSampler, per_class_split
 from mllt.data.sources import Batch, ImageDataset, ImageSource, Transform, count_classes
 from mllt.errors import ArgumentError, DataError, check_bool, check_choice, check_integer, check_number, check_seed, name_some
 from mllt.longtail import imbalance_factor, shot_groups
@@ -108,8 +108,11 @@ class LongTailedDataModule(L.LightningDataModule):
         self.drop_last = check_bool("drop_last", drop_last)
         self.shuffle = check_bool("shuffle", shuffle)
         self.augment = check_bool("augment", augment)
-        #: the order of the training images, "instance" or "balanced": a method's stage sets it
+        #: The order of the training images, "instance" or "balanced"; what goes beside each (`order.COMPANIONS`); and another
+        #: global batch size. A method sets them when it begins to train, as its stage needs them.
         self.sampling = "instance"
+        self.companion: str | None = None
+        self.stage_batch_size: int | None = None
         self._splits: Splits | None = None
 
     # -------------------------------------------------------------------------------------------- for subclasses
@@ -121,6 +124,10 @@ class LongTailedDataModule(L.LightningDataModule):
     @abstractmethod
     def train_transform(self) -> Transform:
         """The augmenting transform of training images."""
+
+    def view_transform(self) -> Transform:
+        """The transform of the second view of training images, for methods that compare two; by default the same one."""
+        return self.train_transform()
 
     @abstractmethod
     def eval_transform(self) -> Transform:
@@ -240,14 +247,19 @@ class LongTailedDataModule(L.LightningDataModule):
         sampler = GlobalBatchSampler(
             order,
             len(source),
-            self.batch_size,
+            self.stage_batch_size or self.batch_size,
             num_replicas=world,
             rank=rank,
             accumulate=accumulate,
             drop_last=self.drop_last,
+            companions=self._companions(source.labels),
         )
         transform = self.train_transform() if self.augment else self.eval_transform()
-        return self._loader(ImageDataset(source, transform, self.seed), sampler)
+        other = self.view_transform() if self.companion == "view" and self.augment else transform
+        return self._loader(ImageDataset(source, transform, self.seed, other), sampler)
+
+    def _companions(self, labels: Any) -> Companions | None:
+        return None if self.companion is None else Companions(self.companion, labels, self.seed, shuffle=self.shuffle)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Validation images, each once over all devices; an empty list where there are none."""

@@ -43,6 +43,7 @@ class DigitsLT(ArrayDataModule):
     image_size = 8
     mean = (0.3053,) * 3  # of all 1,797 images
     std = (0.3759,) * 3
+    view_scale = (0.6, 1.0)  # a fifth of a digit is a stroke
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ from mllt.data.images import (
 )
 from mllt.data.order import IntArray
 from mllt.data.sources import Transform, data_root
+from mllt.data.views import ContrastiveView
 from mllt.errors import ArgumentError, DataError, check_bool, check_integer, check_number, name_some
 
 INATURALIST_MEAN, INATURALIST_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
@@ -370,6 +371,11 @@ class ImageFileDataModule(LongTailedDataModule):
         if self.padding is not None:
             return PaddedCropFlip(self.preprocessing, self.padding)
         return RandomResizedCropFlip(self.image_size, self.mean, self.std, self.color_jitter, self.hue, self.crop_scale)
+
+    def view_transform(self) -> Transform:
+        """MoCo-v2's; small pictures are not blurred."""
+        blur = 0.5 if self.padding is None else 0.0
+        return ContrastiveView(self.image_size, self.mean, self.std, blur=blur)
 
     def eval_transform(self) -> Transform:
         return EvalTransform(self.preprocessing)

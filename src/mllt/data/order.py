@@ -16,12 +16,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
-from mllt.errors import ArgumentError, check_bool, check_integer, check_seed
+from mllt.errors import ArgumentError, check_bool, check_choice, check_integer, check_seed
 
 IntArray = NDArray[np.int64]
 
 # Independent streams of random numbers under one seed. Numbers are part of the format: add, never renumber.
-SHUFFLE, AUGMENT, SPLIT, SUBSET, CLASSES, MEMBERS = range(6)
+SHUFFLE, AUGMENT, SPLIT, SUBSET, CLASSES, MEMBERS, REVERSED, PARTNER, STEP = range(9)
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -43,6 +43,11 @@ def random_bits(*coordinates: int | IntArray) -> NDArray[np.uint64]:
             value = np.asarray(coordinate).astype(np.int64).astype(np.uint64)
             state = _mix((state ^ _mix(value + np.uint64(0x9E3779B97F4A7C15))) + np.uint64(0x632BE59BD9B4E019))
     return state
+
+
+def uniforms(*coordinates: int | IntArray) -> NDArray[np.float64]:
+    """A number in [0, 1) for each point of the (broadcast) integer coordinates."""
+    return (random_bits(*coordinates) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(length: int, *coordinates: int) -> IntArray:
@@ -68,7 +73,7 @@ class Draws:
 
     def uniform(self, draw: int) -> NDArray[np.float64]:
         """One number in [0, 1) per image, float64 `(B,)`; another `draw` gives independent ones."""
-        return (random_bits(*self._coordinates, draw) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return uniforms(*self._coordinates, draw)
 
     def integers(self, draw: int, high: int) -> IntArray:
         """One whole number in 0 .. high-1 per image, int64 `(B,)`."""
@@ -83,13 +88,16 @@ class BatchRequest(NamedTuple):
     """What a sampler asks of a data set: one device's share of one batch.
 
     `positions` and `indices` are `(b,)` int64; `weight` is the factor for this share's mean loss, so that the average
-    over devices and accumulated steps is the mean over the global batch, also where it does not divide evenly.
+    over devices and accumulated steps is the mean over the global batch, also where it does not divide evenly. `companion`
+    asks for an image beside each, and `draw` in [0, 1) is then one random number for the whole global batch.
     """
 
     epoch: int
     positions: IntArray
     indices: IntArray
     weight: float
+    companion: BatchRequest | None = None
+    draw: float | None = None
 
 
 class EpochOrder:
@@ -160,6 +168,63 @@ class ClassBalancedOrder:
         return members[np.concatenate(cycles)[:count]]
 
 
+COMPANIONS = ("view", "reversed", "partner")
+
+
+class Companions:
+    """Which image goes beside each image of a batch; like the batch itself, a function of (seed, epoch, position) only.
+
+    - "view": the same image again, to be augmented in another way;
+    - "reversed": one drawn by reversed frequency, with replacement: a class with probability proportional to 1 / n_c, then
+      any of its images (Zhou et al., "BBN", CVPR 2020, section 4.1);
+    - "partner": one of the same global batch, each once (by chance perhaps itself), with that one's own augmentation; to be
+      mixed with it.
+
+    Args:
+        kind: one of `COMPANIONS`.
+        labels: `(n,)` class of each training image.
+        seed: of the run.
+        shuffle: others in every epoch; without it, those of epoch 0.
+
+    >>> labels = np.array([0] * 99 + [1])
+    >>> request = BatchRequest(0, np.arange(100), np.arange(100), 1.0)
+    >>> drawn = Companions("reversed", labels, seed=0)(request, np.arange(100), 0, 100).indices
+    >>> (labels[drawn] == 1).mean().item() > 0.9  # 1 image of 100, but 99 of 100 draws
+    True
+    """
+
+    def __init__(self, kind: str, labels: IntArray, seed: int, *, shuffle: bool = True) -> None:
+        self.kind = check_choice("companion", kind, COMPANIONS)
+        self.shuffle = check_bool("shuffle", shuffle)
+        self.length = len(labels)
+        self.seed = check_seed("seed", seed)
+        self.by_class = np.argsort(labels, kind="stable").astype(np.int64)
+        _, self.first, self.counts = np.unique(labels[self.by_class], return_index=True, return_counts=True)
+        self.edges = np.cumsum(1 / self.counts) / np.sum(1 / self.counts)
+
+    def __call__(self, request: BatchRequest, order: IntArray, start: int, stop: int) -> BatchRequest:
+        """The companions of a share of the global batch at positions `start` .. `stop` of the epoch's `order`."""
+        epoch = request.epoch if self.shuffle else 0
+        if self.kind == "partner":
+            turn = permutation(stop - start, self.seed, PARTNER, epoch, start)
+            positions = start + turn[request.positions - start]
+            return request._replace(positions=positions, indices=order[positions])
+        # Past the end of the epoch, so that its augmentation is another one
+        positions = request.positions + self.length
+        indices = request.indices if self.kind == "view" else self._drawn(epoch, request.positions)
+        return request._replace(positions=positions, indices=indices)
+
+    def draw(self, epoch: int, start: int) -> float:
+        """One number in [0, 1) for the global batch that begins at position `start`."""
+        return float(uniforms(self.seed, STEP, epoch if self.shuffle else 0, start))
+
+    def _drawn(self, epoch: int, positions: IntArray) -> IntArray:
+        chance = uniforms(self.seed, REVERSED, epoch, positions, 0)
+        label = np.minimum(np.searchsorted(self.edges, chance, side="right"), len(self.counts) - 1)
+        place = np.floor(uniforms(self.seed, REVERSED, epoch, positions, 1) * self.counts[label]).astype(np.int64)
+        return self.by_class[self.first[label] + place]
+
+
 class _DeviceSampler(DistributedSampler[BatchRequest]):
     """Base of the samplers: which device this is, of how many.
 
@@ -202,6 +267,7 @@ class GlobalBatchSampler(_DeviceSampler):
         num_replicas: number of devices; None: those that run when the sampler is used. rank: this one's number.
         accumulate: micro-batches per optimizer step.
         drop_last: take only floor(n / batch_size) steps of exactly `batch_size`, and leave out the rest of the epoch's order.
+        companions: which image goes beside each; None: none.
 
     Raises:
         ArgumentError: `batch_size` is not divisible by `num_replicas * accumulate` (with `num_replicas` None, at the first
@@ -218,6 +284,7 @@ class GlobalBatchSampler(_DeviceSampler):
         rank: int = 0,
         accumulate: int = 1,
         drop_last: bool = False,
+        companions: Companions | None = None,
     ) -> None:
         check_integer("batch_size", batch_size, 1)
         check_integer("accumulate", accumulate, 1)
@@ -230,7 +297,7 @@ class GlobalBatchSampler(_DeviceSampler):
         super().__init__(length, num_replicas, rank)
         self.order = order
         self.global_batch_size, self.accumulate = batch_size, accumulate
-        self.drop_last = drop_last
+        self.drop_last, self.companions = drop_last, companions
         self.steps = length // batch_size if drop_last else -(-length // batch_size)
 
     def __len__(self) -> int:
@@ -248,8 +315,15 @@ class GlobalBatchSampler(_DeviceSampler):
             edges = start + np.arange(shares + 1) * (stop - start) // shares
             for share in range(rank, shares, world):  # this device's, micro-batch after micro-batch
                 first, last = int(edges[share]), int(edges[share + 1])
-                positions = np.arange(first, max(last, first + 1), dtype=np.int64) % self.length
-                yield BatchRequest(self.epoch, positions, indices[positions], (last - first) * shares / (stop - start))
+                # An empty share takes an image of its step, at weight 0
+                positions = np.arange(first, last, dtype=np.int64) if last > first else np.array([stop - 1], dtype=np.int64)
+                request = BatchRequest(self.epoch, positions, indices[positions], (last - first) * shares / (stop - start))
+                yield request if self.companions is None else self._paired(request, indices, start, stop)
+
+    def _paired(self, request: BatchRequest, indices: IntArray, start: int, stop: int) -> BatchRequest:
+        companions: Companions = self.companions  # type: ignore[assignment]
+        beside = companions(request, indices, start, stop)
+        return request._replace(companion=beside, draw=companions.draw(request.epoch, start))
 
 
 def _check_divisible(batch_size: int, devices: int, accumulate: int) -> None:

@@ -32,6 +32,21 @@ class Batch(NamedTuple):
     weight: Tensor
 
 
+class PairedBatch(NamedTuple):
+    """A `Batch` with an image beside each of its images, for methods that need one (see `order.Companions`).
+
+    companion: a batch of as many images; draw: one number in [0, 1) for the whole global batch, the same on all devices
+    (None where the batches are made elsewhere).
+    """
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+    weight: Tensor
+    companion: Batch
+    draw: float | None = None
+
+
 class ImageSource(Protocol):
     """Images with labels, loaded by index."""
 
@@ -90,31 +105,59 @@ class ArraySource:
 
 
 class ImageDataset(Dataset[Batch]):
-    """A source behind a transform: `dataset[BatchRequest]` is a `Batch`.
+    """A source behind a transform: `dataset[BatchRequest]` is a `Batch`, or a `PairedBatch` where companions are asked for.
 
     Args:
         source: the images.
         transform: `(loaded images, Draws) -> float32 (B, 3, H, W)`.
         seed: the run's seed, from which the augmentation follows.
+        companion_transform: of companions; None: `transform`.
     """
 
-    def __init__(self, source: ImageSource, transform: Transform, seed: int) -> None:
+    def __init__(
+        self, source: ImageSource, transform: Transform, seed: int, companion_transform: Transform | None = None
+    ) -> None:
         self.source, self.transform, self.seed = source, transform, seed
+        self.companion_transform = transform if companion_transform is None else companion_transform
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, request: BatchRequest) -> Batch:
+    def __getitem__(self, request: BatchRequest) -> Batch | PairedBatch:  # type: ignore[override]
         if not isinstance(request, BatchRequest):
             raise ArgumentError(
                 f"Expected a `BatchRequest` of this loader's own sampler, but got {request!r} of another one. To train on a "
                 "few batches only, leave `overfit_batches` at 0 (it replaces the sampler): set limit_train_batches=1 and the "
                 "data module's shuffle=false, or debug=overfit on the command line."
             )
-        images = self.transform(self.source.load(request.indices), Draws(self.seed, request.epoch, request.positions))
+        batch = self._batch(request, self.transform)
+        if request.companion is None:
+            return batch
+        return PairedBatch(*batch, self._companion(request.companion, request, batch), request.draw)
+
+    def _batch(self, request: BatchRequest, transform: Transform) -> Batch:
+        images = transform(self.source.load(request.indices), Draws(self.seed, request.epoch, request.positions))
         targets = torch.from_numpy(self.source.labels[request.indices])
         indices = torch.from_numpy(np.ascontiguousarray(request.indices))
         return Batch(images, targets, indices, torch.tensor(request.weight, dtype=torch.float32))
+
+    def _companion(self, request: BatchRequest, own: BatchRequest, batch: Batch) -> Batch:
+        """The companions; those that are in the batch already are not read and augmented a second time."""
+        if self.companion_transform is not self.transform:
+            return self._batch(request, self.companion_transform)
+        place = {int(position): row for row, position in enumerate(own.positions)}
+        missing = np.array([int(position) not in place for position in request.positions])
+        if missing.all():
+            return self._batch(request, self.transform)
+        images, targets, indices = batch[:3]
+        if missing.any():
+            others = self._batch(
+                request._replace(positions=request.positions[missing], indices=request.indices[missing]), self.transform
+            )
+            place.update({int(p): len(images) + row for row, p in enumerate(request.positions[missing])})
+            images, targets, indices = (torch.cat(pair) for pair in zip(batch[:3], others[:3], strict=True))
+        rows = torch.tensor([place[int(position)] for position in request.positions])
+        return Batch(images[rows], targets[rows], indices[rows], batch.weight)
 
 
 def count_classes(labels: IntArray, num_classes: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""RIDE's loss: LDAM per expert, and a term that drives the experts apart."""
+"""RIDE's losses: LDAM per expert and a term that drives the experts apart; and that of the routing."""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from mllt.errors import ArgumentError, check_bool, check_number
@@ -75,6 +76,49 @@ def ride_loss(
     log_q = (mean.detach() / temperature).log_softmax(dim=-1)
     divergence = (log_q.exp() * (log_q - log_p)).sum() / max(len(target), 1)
     return base + diversity * temperature.mean() ** 2 * divergence
+
+
+def routing_loss(asks: Tensor, logits: Tensor, target: Tensor, positive_weight: float = 100.0) -> Tensor:
+    r"""Learn when to ask one more expert: when those so far are wrong together and one more, or some more, would be right.
+
+    With zbar_k the mean of the logits of experts 1 .. k, and h_k = [argmax zbar_k != y and argmax zbar_l = y for some l > k]:
+
+        mean_k BCE(sigmoid(a_k), h_k), the h_k = 1 weighted by `positive_weight`,
+
+    for k = 1 .. N-1 (Wang et al., "Long-tailed Recognition by Routing Diverse Distribution-Aware Experts", ICLR 2021, section
+    3.3; the mean over k and the weight as in the released code).
+
+    Args:
+        asks: `(N - 1, B)`, a_k: how strongly expert k + 1 is asked for after expert k, as a logit.
+        logits: `(N, B, C)`, of the experts; constants.
+        target: `(B,)` whole numbers in 0 .. C-1.
+        positive_weight: above 0; high, since a further expert rarely helps.
+
+    Returns:
+        Scalar, a mean over the batch; float32 for half precision.
+
+    Raises:
+        ArgumentError: shapes do not fit, or a number is out of range.
+
+    >>> import torch
+    >>> logits = torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]])  # the second expert sets the first one right
+    >>> round(float(routing_loss(torch.zeros(1, 1), logits, torch.tensor([1]), positive_weight=10.0)), 4)  # 10 log 2
+    6.9315
+    """
+    check_number("positive_weight", positive_weight, above=0)
+    asks, (logits, target) = as_tensor("asks", asks), check_logits(logits, target)
+    experts, batch, _ = logits.shape
+    if experts < 2 or asks.shape != (experts - 1, batch) or not asks.is_floating_point():
+        raise ArgumentError(
+            f"Expected `asks` of two or more experts, floating, of shape (experts - 1, batch), ({experts - 1}, {batch}) here, "
+            f"but got {tuple(asks.shape)} of {asks.dtype}."
+        )
+    right = logits.detach().cumsum(dim=0).argmax(dim=-1) == target  # a sum has the largest logit where the mean has it
+    later = right.flip(0).cumsum(dim=0).flip(0)[1:] > 0
+    helps = (~right[:-1] & later).to(logits)
+    weight = logits.new_tensor(positive_weight)
+    summed = F.binary_cross_entropy_with_logits(asks.to(logits), helps, pos_weight=weight, reduction="sum")
+    return summed / max(asks.numel(), 1)
 
 
 def diversity_temperatures(class_counts: Tensor, temperature: float, reweight_factor: float) -> Tensor:

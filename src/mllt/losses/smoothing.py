@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from mllt.errors import check_choice, check_number
+from mllt.errors import ArgumentError, check_choice, check_number
 from mllt.losses.checks import check_logits, check_seen
 
-SMOOTHINGS = ("concave", "linear", "convex")
+SMOOTHINGS = ("concave", "linear", "convex", "exp")
 
 
 def label_aware_smoothing_loss(
@@ -20,6 +20,7 @@ def label_aware_smoothing_loss(
     smooth_head: float,
     smooth_tail: float,
     shape: str = "concave",
+    power: float | None = None,
 ) -> Tensor:
     r"""Cross entropy with labels that are smoothed by the frequency of their class.
 
@@ -27,7 +28,8 @@ def label_aware_smoothing_loss(
 
     - "concave": eps_y = eps_tail + (eps_head - eps_tail) sin(pi r / 2);
     - "linear": eps_tail + (eps_head - eps_tail) r;
-    - "convex": eps_head + (eps_head - eps_tail) sin(3 pi / 2 + pi r / 2), which runs from eps_tail to eps_head, too.
+    - "convex": eps_head + (eps_head - eps_tail) sin(3 pi / 2 + pi r / 2), which runs from eps_tail to eps_head, too;
+    - "exp": eps_tail + (eps_head - eps_tail) r^power.
 
     (Zhong et al., "Improving Calibration for Long-Tailed Recognition" (MiSLAS), CVPR 2021, section 3.3.) The mean includes
     the true class, as in the released code and unlike the paper's text.
@@ -37,7 +39,8 @@ def label_aware_smoothing_loss(
         target: `(B,)` whole numbers in 0 .. C-1.
         class_counts: `(C,)` training images per class; where all are alike, r is 1.
         smooth_head, smooth_tail: eps of the largest and of the smallest class, in [0, 1].
-        shape: "concave", "linear" or "convex".
+        shape: "concave", "linear", "convex" or "exp".
+        power: of "exp", and only there: above 0.
 
     Returns:
         Scalar, a mean over the batch; float32 for half precision; 0 for an empty batch.
@@ -52,7 +55,7 @@ def label_aware_smoothing_loss(
     """
     check_number("smooth_head", smooth_head, 0, 1)
     check_number("smooth_tail", smooth_tail, 0, 1)
-    check_choice("shape", shape, SMOOTHINGS)
+    check_smoothing(shape, power)
     logits, target = check_logits(logits, target)
     counts = check_seen(class_counts, target, logits.shape[-1]).double()
     smallest = counts[counts > 0].min()
@@ -62,8 +65,23 @@ def label_aware_smoothing_loss(
     elif shape == "convex":
         rise = 1 + (1.5 * math.pi + rank * math.pi / 2).sin()
     else:
-        rise = rank
+        rise = rank if power is None else rank**power
     eps = (smooth_tail + (smooth_head - smooth_tail) * rise)[target].to(logits)
     loss = -logits.log_softmax(dim=-1)
     own = loss.gather(-1, target.expand(len(logits), -1).unsqueeze(-1)).squeeze(-1)
     return ((1 - eps) * own + eps * loss.mean(dim=-1)).sum() / max(len(target), 1)
+
+
+def check_smoothing(shape: str, power: float | None, names: tuple[str, str] = ("shape", "power")) -> None:
+    """Raise `ArgumentError` for an unknown shape, and for a power where there is none or none where there must be one.
+
+    `names` are those of the two arguments, for the error.
+    """
+    check_choice(names[0], shape, SMOOTHINGS)
+    if shape == "exp":
+        check_number(names[1], power, above=0)
+    elif power is not None:
+        raise ArgumentError(
+            f"Expected `{names[1]}` with {names[0]}='exp' only, but got {names[0]}={shape!r} and {names[1]}={power!r}. "
+            f"Leave it out, or set {names[0]}='exp'."
+        )

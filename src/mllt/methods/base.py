@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from mllt.checkpoint import FORMAT, KEY, plain_values, read_checkpoint
+from mllt.data.base import LongTailedDataModule
 from mllt.data.images import eval_pipeline
+from mllt.data.sources import Batch, PairedBatch
 from mllt.errors import ArgumentError, CheckpointError, MlltError, check_bool, check_choice, did_you_mean
 from mllt.longtail import TEST_PRIORS, check_class_counts, compensation_offset, resolve_test_prior, shot_groups
 from mllt.methods.batches import as_batch, as_images
@@ -61,6 +62,7 @@ class LongTailedModule(L.LightningModule):
         milestones: of "multistep": epochs, or (under 1) shares of the run.
         gamma: of "multistep": the factor at each milestone.
         warmup_epochs: epochs of linear warm-up.
+        warmup_start: the factor that it begins with, in 0 .. 1 (LADE, BBN: 1/3); None: 1 / `warmup_epochs`.
         ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated; None: off.
         test_prior: class prior of the data to predict: "uniform", "train", "forward", "backward", a file's path, or C
             numbers; see `mllt.longtail.resolve_test_prior`.
@@ -81,11 +83,14 @@ class LongTailedModule(L.LightningModule):
     fitted_prior: ClassVar[str] = "train"
     #: the row of the table that the method's authors report: "raw" or "compensated" (alike for a uniform fit and test prior)
     reported: ClassVar[str] = "compensated"
+    #: what of the method is not public and was decided here, a sentence each; results and reports tell it
+    reconstructed: ClassVar[tuple[str, ...]] = ()
     #: all methods by name; a subclass with a `method` enters itself
     registry: ClassVar[dict[str, type[LongTailedModule]]] = {}
 
     class_counts: Tensor
     compensation: Tensor
+    network: Any  # an `ExpertNetwork`, or what has its attributes
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -113,6 +118,7 @@ class LongTailedModule(L.LightningModule):
         milestones: Sequence[float] = (0.8, 0.9),
         gamma: float = 0.1,
         warmup_epochs: int = 5,
+        warmup_start: float | None = None,
         ema_decay: float | None = None,
         test_prior: str | Sequence[float] | None = "uniform",
         test_prior_factor: float = 100.0,
@@ -127,7 +133,7 @@ class LongTailedModule(L.LightningModule):
         counts = check_class_counts(class_counts).cpu()
         check_sgd(lr, momentum, weight_decay, nesterov=nesterov)
         check_bool("decay_norm_and_bias", decay_norm_and_bias)
-        check_schedule(schedule, milestones, gamma, warmup_epochs)
+        check_schedule(schedule, milestones, gamma, warmup_epochs, warmup_start)
         if ema_decay is not None:
             MovingAverage(ema_decay)
         shot_groups(counts, many_above, few_below, inclusive=shot_edges_inclusive)
@@ -150,6 +156,7 @@ class LongTailedModule(L.LightningModule):
             milestones=milestones,
             gamma=gamma,
             warmup_epochs=warmup_epochs,
+            warmup_start=warmup_start,
             ema_decay=ema_decay,
             test_prior=_portable_prior(test_prior, counts, test_prior_factor),
             test_prior_factor=test_prior_factor,
@@ -160,22 +167,11 @@ class LongTailedModule(L.LightningModule):
         )
         self.class_names = check_class_names(class_names, counts.numel())
         self.preprocessing = None if preprocessing is None else check_preprocessing(preprocessing)
-        self.network = build_network(
-            network,
-            counts.numel(),
-            num_experts,
-            shared=shared,
-            width=width,
-            head=head,
-            scale=scale,
-            pretrained=pretrained,
-            options=network_options,
-        )
+        self._stage: str | None = None  # the first one, until one begins
         self.register_buffer("class_counts", counts)
         self.register_buffer("compensation", torch.zeros(counts.numel()), persistent=False)
         self.set_test_prior(test_prior, test_prior_factor)
-        self.evaluation = Evaluation(counts, num_experts, many_above, few_below, shot_edges_inclusive, ensemble)
-        self._stage: str | None = None
+        self.use_network(self.make_network())
         self.train_means = nn.ModuleDict()  # of the terms of the loss, by name
         #: the table of the last test (see `Evaluation.compute`); None before one
         self.test_results: dict[str, Any] | None = None
@@ -196,9 +192,8 @@ class LongTailedModule(L.LightningModule):
         self._hparams_initial = copy.deepcopy(self._hparams)
         self._log_hyperparams = True
 
-    @abstractmethod
     def objective(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The terms of the loss, by name; their sum is minimised.
+        """The terms of the loss, by name; their sum is minimised. A method defines this, or `losses`.
 
         Args:
             logits: raw, `(N, B, C)`.
@@ -207,6 +202,42 @@ class LongTailedModule(L.LightningModule):
         Returns:
             Scalars, each a mean over the batch.
         """
+        raise NotImplementedError(f"{type(self).__name__} defines neither `objective` nor `losses`.")
+
+    def losses(self, batch: Batch | PairedBatch) -> dict[str, Tensor]:
+        """The terms of the loss of a batch; a method whose loss is not of logits and targets alone defines it anew.
+
+        Args:
+            batch: images of the network's type, targets int64; with a companion where the stage asks for one
+                (`mllt.methods.batches.companion_of`).
+
+        Returns:
+            As of `objective`.
+        """
+        return self.objective(self(batch.images), batch.targets)
+
+    def make_network(self, **changes: Any) -> Any:
+        """A new network by the module's settings, its weights random; `changes` are arguments of `build_network`."""
+        hp = self.hparams
+        names = ("num_experts", "shared", "width", "head", "scale", "pretrained")
+        settings = {**{name: hp[name] for name in names}, "options": hp["network_options"], **changes}
+        return build_network(hp["network"], len(hp["class_counts"]), **settings)
+
+    def use_network(self, network: Any) -> None:
+        """Make this the module's network: what is trained, evaluated and predicts."""
+        hp = self.hparams
+        self.network = network
+        rule = (hp["many_above"], hp["few_below"], hp["shot_edges_inclusive"])
+        self.evaluation = Evaluation(self.class_counts, network.num_experts, *rule, hp["ensemble"])
+        self.to(self.class_counts.device)
+
+    def lr_factor(self, name: str) -> float:
+        """The factor on the learning rate of the parameter of this name."""
+        return 1.0
+
+    def details(self) -> dict[str, Any]:
+        """What a run of the method shows besides accuracies, as plain values by name, for `results.json`."""
+        return {}
 
     def stages(self) -> list[Stage]:
         """The parts of a run, in order: one, unless the method says otherwise."""
@@ -218,21 +249,43 @@ class LongTailedModule(L.LightningModule):
         Raises:
             ArgumentError: the method has no such stage.
         """
-        self._stage = check_choice("stage", stage, [known.name for known in self.stages()])
-        self.on_stage()
+        self._enter(check_choice("stage", stage, [known.name for known in self.stages()]))
         self.train()  # a trainer leaves the modes of modules as it finds them
+
+    def _enter(self, stage: str) -> None:
+        self._stage = stage
+        self.on_stage()
+        self.set_test_prior(self.hparams["test_prior"], self.hparams["test_prior_factor"])
+        self.to(self.class_counts.device)  # what the stage has made
+
+    def restore(self, stage: str | None, weights: dict[str, Any], *, strict: bool = True) -> None:
+        """Take the weights of a checkpoint of this stage (None: the first one)."""
+        if stage is not None:
+            self.begin(stage)
+        self.load_state_dict(weights, strict=strict)
 
     @property
     def stage(self) -> str:
         """The name of the stage that is trained; the first one until another begins."""
         return self.stages()[0].name if self._stage is None else self._stage
 
+    @property
+    def fits(self) -> str:
+        """The class prior that the raw logits fit in this stage: "train" or "uniform"."""
+        known = {stage.name: stage.fitted_prior for stage in self.stages()} if self._stage is not None else {}
+        return known.get(self.stage if known else "") or self.fitted_prior
+
     def on_stage(self) -> None:
-        """What a method does when a stage begins: freeze what is learned, start anew what is not."""
+        """What a method does when `self.stage` begins: freeze what is learned, start anew what is not, make what it needs.
+
+        The module comes from the stage before, or, when the weights of a checkpoint are about to be loaded, straight from
+        the first one. The first stage itself is what the constructor makes.
+        """
 
     def recipe(self) -> dict[str, Any]:
-        """Learning rate and schedule of the stage: "lr", "schedule", "milestones", "gamma", "warmup_epochs"."""
-        return {name: self.hparams[name] for name in ("lr", "schedule", "milestones", "gamma", "warmup_epochs")}
+        """Settings of the stage: "lr", "weight_decay", and the arguments of `learning_rate_factor`."""
+        names = ("lr", "weight_decay", "schedule", "milestones", "gamma", "warmup_epochs", "warmup_start")
+        return {name: self.hparams[name] for name in names}
 
     def progress(self) -> float:
         """The share of the run that lies behind: finished epochs over all, in 0 .. 1; 0 where there is no trainer."""
@@ -255,6 +308,21 @@ class LongTailedModule(L.LightningModule):
         """Raw logits `(N, B, C)` of images `(B, 3, H, W)`."""
         return self.network(images)
 
+    def judge(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the experts say, and how much each counts: raw logits `(N, B, C)`, and weights that broadcast to them.
+
+        Weights of None are 1 / N; see `mllt.metrics.ensemble_logits`.
+        """
+        return self(images), None
+
+    def together(self, images: Tensor) -> Tensor:
+        """The ensemble's compensated logits `(B, C)`."""
+        return self.combine(*self.judge(images))
+
+    def combine(self, logits: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The ensemble's compensated logits `(B, C)` from what `judge` gives."""
+        return ensemble_logits(logits.float(), self.hparams["ensemble"], weights, self.compensation)
+
     def compensated(self, logits: Tensor) -> Tensor:
         """Logits `(..., C)` compensated from the prior that they fit to the test prior (`set_test_prior`)."""
         return logits + self.compensation  # of float32, so half-precision logits become that
@@ -267,16 +335,16 @@ class LongTailedModule(L.LightningModule):
         """
         training = [module for module in self.modules() if module.training]
         try:
-            logits = self.eval()(as_images(images, self.dtype)).float()  # type: ignore[arg-type]
+            together = self.eval().together(as_images(images, self.dtype))  # type: ignore[arg-type]
         finally:
             for module in training:  # not by train(), which would switch parts on that were off
                 module.training = True
-        return ensemble_logits(self.compensated(logits), self.hparams["ensemble"]).softmax(dim=-1)
+        return together.softmax(dim=-1)
 
     def set_test_prior(self, prior: str | Sequence[float] | Tensor | None, factor: float = 100.0) -> None:
         """Compensate to this class prior from now on; see `mllt.longtail.resolve_test_prior`."""
         counts = self.class_counts.cpu()
-        fitted = counts if self.fitted_prior == "train" else torch.ones_like(counts)
+        fitted = counts if self.fits == "train" else torch.ones_like(counts)
         offset = compensation_offset(fitted, resolve_test_prior(prior, counts, factor))
         self.compensation = offset.float().to(self.compensation.device)
         self.hparams.update(plain_values({"test_prior": _portable_prior(prior, counts, factor), "test_prior_factor": factor}))
@@ -290,18 +358,29 @@ class LongTailedModule(L.LightningModule):
 
     # -------------------------------------------------------------------------------------------- Lightning's side
 
+    def setup(self, stage: str) -> None:
+        """A trainer is at work: the first stage begins, if none has; in whichever mode the module is."""
+        if stage == "fit" and self._stage is None:
+            self._enter(self.stage)
+
     def on_fit_start(self) -> None:
         """Refuse now what would train wrongly, or a checkpoint that could not be loaded."""
         check_rebuildable(self)
-        theirs = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
+        data = getattr(self.trainer, "datamodule", None)
+        theirs = getattr(data, "class_counts", None)
         if theirs is not None:
             check_same_counts(self.class_counts.cpu(), check_class_counts(theirs).cpu())
+        if isinstance(data, LongTailedDataModule):
+            stage = next(stage for stage in self.stages() if stage.name == self.stage)
+            data.sampling, data.companion, data.stage_batch_size = stage.sampling, stage.companion, stage.batch_size
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_batch(batch, self.dtype)  # type: ignore[arg-type]
         if batch_idx == 0 or batch.targets.device.type == "cpu":  # looking at every batch would hold up a GPU
             check_labels("targets", batch.targets, self.num_classes)
-        terms = self.objective(self(batch.images), batch.targets)
+            if isinstance(batch, PairedBatch):
+                check_labels("targets of companions", batch.companion.targets, self.num_classes)
+        terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
         images = len(batch.targets) * (batch.weight > 0)  # none where an image only fills up an empty share
         for name, value in {"loss": loss, **terms}.items():
@@ -341,7 +420,8 @@ class LongTailedModule(L.LightningModule):
 
     def _evaluate(self, batch: Any) -> None:
         batch = as_batch(batch, self.dtype)  # type: ignore[arg-type]
-        self.evaluation.update(self(batch.images).float(), batch.targets, self.compensation)
+        logits, weights = self.judge(batch.images)
+        self.evaluation.update(logits.float(), batch.targets, self.compensation, weights)
 
     def _log_table(self, split: str, table: dict[str, Any]) -> None:
         """The ensemble's whole rows, and each expert's accuracy over all; what is n/a is left out."""
@@ -357,8 +437,10 @@ class LongTailedModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         hp, recipe = self.hparams, self.recipe()
-        groups = parameter_groups(self, hp["weight_decay"], decay_norm_and_bias=hp["decay_norm_and_bias"])
-        optimizer = sgd(groups, recipe.pop("lr"), hp["momentum"], nesterov=hp["nesterov"])
+        lr, decay = recipe.pop("lr"), recipe.pop("weight_decay")
+        decay_all = hp["decay_norm_and_bias"]
+        groups = parameter_groups(self, decay, decay_norm_and_bias=decay_all, lr=lr, lr_factor=self.lr_factor)
+        optimizer = sgd(groups, lr, hp["momentum"], nesterov=hp["nesterov"])
         scheduler = epoch_schedule(optimizer, self._max_epochs(), **recipe)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "name": "lr"}}
 
@@ -470,8 +552,7 @@ class LongTailedModule(L.LightningModule):
             arguments = {**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), "pretrained": False}
             arguments.update(class_names=ours.get("class_names"), preprocessing=ours.get("preprocessing"))
             module = cls(**{**arguments, **overrides})
-            module.load_state_dict(checkpoint["state_dict"], strict=strict)
-            module._stage = ours.get("stage")
+            module.restore(ours.get("stage"), checkpoint["state_dict"], strict=strict)
         except (TypeError, KeyError, RuntimeError, AttributeError, MlltError) as error:
             if isinstance(error, MlltError) and overrides:  # the caller's mistake, not the file's
                 raise

@@ -1,4 +1,4 @@
-"""What a method takes from a data loader: our `Batch`es, or the tuples of anyone's loader."""
+"""What a method takes from a data loader: our `Batch`es and `PairedBatch`es, or the tuples of anyone's loader."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mllt.data.sources import Batch
+from mllt.data.sources import Batch, PairedBatch
 from mllt.errors import ArgumentError
 
 
-def as_batch(batch: Any, dtype: torch.dtype = torch.float32) -> Batch:
+def as_batch(batch: Any, dtype: torch.dtype = torch.float32) -> Batch | PairedBatch:
     """A batch with images of the network's type and int64 targets.
 
     Args:
-        batch: a `Batch`, or `(images, targets, ...)` of anyone's loader, which gets weight 1; what comes behind the
-            targets is left alone.
+        batch: a `Batch` or `PairedBatch`; `(images, targets, ...)` of anyone's loader, which gets weight 1, and what comes
+            behind the targets is left alone; or two of these, `[batch, companion]`, as a trainer makes of two loaders.
         dtype: floating-point type of the network.
 
     Raises:
@@ -25,13 +25,45 @@ def as_batch(batch: Any, dtype: torch.dtype = torch.float32) -> Batch:
     >>> as_batch([torch.zeros(2, 3, 4, 4), torch.tensor([1, 0], dtype=torch.uint8), "what you like"]).targets
     tensor([1, 0])
     """
+    if isinstance(batch, PairedBatch):
+        return _typed(batch, dtype)._replace(companion=_typed(batch.companion, dtype))
+    if isinstance(batch, list) and len(batch) == 2 and all(isinstance(part, (tuple, list)) for part in batch):
+        own, companion = as_batch(batch[0], dtype), as_batch(batch[1], dtype)
+        return PairedBatch(*own[:4], companion=companion)  # type: ignore[arg-type]
     pair = batch[:2] if isinstance(batch, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
         raise ArgumentError(f"Expected a batch to be a pair of tensors (images, targets), but got {_describe(batch)}.")
-    images, targets = as_images(pair[0], dtype), as_targets(pair[1])
     if isinstance(batch, Batch):
-        return batch._replace(images=images, targets=targets)
+        return _typed(batch, dtype)
+    images, targets = as_images(pair[0], dtype), as_targets(pair[1])
     return Batch(images, targets, torch.arange(len(targets), device=targets.device), torch.ones((), device=targets.device))
+
+
+def _typed(batch: Any, dtype: torch.dtype) -> Any:
+    return batch._replace(images=as_images(batch.images, dtype), targets=as_targets(batch.targets))
+
+
+def companion_of(batch: Batch | PairedBatch, kind: str) -> Batch:
+    """The companion of a batch.
+
+    Args:
+        batch: of `as_batch`.
+        kind: what the method needs beside each image, in the words of `Stage.companion`; for the error.
+
+    Raises:
+        ArgumentError: there is none, or it is not of as many images.
+    """
+    if not isinstance(batch, PairedBatch):
+        raise ArgumentError(
+            f"Expected batches with a companion ({kind!r}) beside each image, but got batches without. Train with one of "
+            "mllt's data modules, trainer.fit(model, datamodule=data), or on two loaders, trainer.fit(model, [loader, other])."
+        )
+    if batch.companion.images.shape != batch.images.shape:
+        raise ArgumentError(
+            f"Expected as many companions of the same size as images, but got {tuple(batch.images.shape)} and "
+            f"{tuple(batch.companion.images.shape)}."
+        )
+    return batch.companion
 
 
 def as_images(batch: Any, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -15,6 +15,7 @@ class CRTModule(DecoupledModule):
     Args:
         head_epochs: of the second stage.
         head_lr: its first learning rate; None: that of the first stage.
+        features: a checkpoint whose network takes the place of the first stage; None: the first stage is trained.
         common: see `LongTailedModule`.
 
     >>> [stage.name for stage in CRTModule(class_counts=[30, 10, 2], network="resnet20").stages()]
@@ -25,5 +26,5 @@ class CRTModule(DecoupledModule):
 
     def prepare_head(self) -> None:
         for head in self.network.heads:
-            head.reset_parameters()  # type: ignore[operator]
+            head.reset_parameters()
             head.requires_grad_(True)

@@ -6,15 +6,10 @@ the other decoupled methods: `mllt.methods.decoupling`.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-from mllt.methods.decoupling import DecoupledModule
+from mllt.methods.decoupling import ScaledModule
 
 
-class LWSModule(DecoupledModule):
+class LWSModule(ScaledModule):
     """One scale per class and expert on the logits, learned on frozen features and heads, images drawn class by class.
 
     z_c <- s_c z_c, s_c = 1 at first. (Scaling the logits scales the bias with the weight, as MiSLAS does.)
@@ -22,6 +17,7 @@ class LWSModule(DecoupledModule):
     Args:
         head_epochs: of the second stage.
         head_lr: its first learning rate; None: that of the first stage.
+        features: a checkpoint whose network takes the place of the first stage; None: the first stage is trained.
         common: see `LongTailedModule`.
 
     >>> LWSModule(class_counts=[30, 10, 2], network="resnet20").scales.shape
@@ -29,13 +25,3 @@ class LWSModule(DecoupledModule):
     """
 
     method = "lws"
-
-    def __init__(self, *, head_epochs: int = 10, head_lr: float | None = None, **common: Any) -> None:
-        super().__init__(head_epochs=head_epochs, head_lr=head_lr, **common)
-        self.scales = nn.Parameter(torch.ones(self.num_experts, 1, self.num_classes), requires_grad=False)
-
-    def prepare_head(self) -> None:
-        self.scales.requires_grad_(True)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images) * self.scales

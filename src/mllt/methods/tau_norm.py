@@ -47,6 +47,7 @@ class TauNormModule(LongTailedModule):
         if self.training:
             return super().forward(images)
         features = self.network.features(images)
-        weights = torch.stack([head.weight for head in self.network.heads])  # type: ignore[misc]
+        weights = torch.stack([head.weight for head in self.network.heads])
         shortened = weights / weights.norm(dim=-1, keepdim=True).clamp(min=1e-12) ** self.hparams["tau"]
-        return torch.einsum("nbd,ncd->nbc", features.to(shortened.dtype), shortened)
+        with torch.autocast(features.device.type, enabled=False):  # as all heads, in float32
+            return torch.einsum("nbd,ncd->nbc", features.to(shortened.dtype), shortened)

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from mllt.errors import ArgumentError, check_choice, check_integer
 from mllt.metrics.ensemble import ENSEMBLES
-from mllt.metrics.shot_accuracy import check_logits, check_num_experts, result_dtype, right_answers
+from mllt.metrics.shot_accuracy import check_logits, check_num_experts, count_predictors, result_dtype, right_answers
 
 # Confidences are added up as whole multiples of 2^-32: integer sums come out the same in any order, float sums do not.
 # A float32 confidence above 1/512 is such a multiple exactly; others move by at most 2^-33. Room for 2^31 images a bin.
@@ -70,7 +70,7 @@ class ExpectedCalibrationError(Metric):
     Args:
         num_bins: M.
         num_experts: N; None for a single predictor.
-        ensemble: of the experts, see `ensemble_logits`.
+        ensemble: of the experts, see `ensemble_logits`; None: no row for it, P = N.
         kwargs: of `torchmetrics.Metric`.
 
     `compute` returns fractions in 0..1, `()`, or `(N + 1,)` with `num_experts`; NaN before any update.
@@ -92,12 +92,14 @@ class ExpectedCalibrationError(Metric):
     correct: Tensor
     confidence: Tensor
 
-    def __init__(self, num_bins: int = 15, num_experts: int | None = None, ensemble: str = "logits", **kwargs: Any) -> None:
+    def __init__(
+        self, num_bins: int = 15, num_experts: int | None = None, ensemble: str | None = "logits", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.ensemble = check_choice("ensemble", ensemble, ENSEMBLES)
+        self.ensemble = None if ensemble is None else check_choice("ensemble", ensemble, ENSEMBLES)
         self.num_bins = check_integer("num_bins", num_bins, 1)
         self.num_experts = check_num_experts(num_experts)
-        predictors = 1 if num_experts is None else num_experts + 1
+        predictors = count_predictors(num_experts, self.ensemble)
         for name in ("total", "correct", "confidence"):
             self.add_state(name, torch.zeros(predictors, num_bins, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -107,6 +109,17 @@ class ExpectedCalibrationError(Metric):
         self.total = self.total + total
         self.correct = self.correct + correct
         self.confidence = self.confidence + confidence
+
+    def diagram(self) -> dict[str, Tensor]:
+        """A reliability diagram's bars, over all processes.
+
+        Returns:
+            {"count": int64, "accuracy", "confidence": fractions, NaN in empty bins}, each `(P, M)`, bin m of ((m-1)/M, m/M].
+        """
+        with self.sync_context(should_sync=self._to_sync):
+            total, correct, confidence = self.total, self.correct, self.confidence
+        images = total.to(result_dtype(total.device))
+        return {"count": total, "accuracy": correct / images, "confidence": confidence / UNIT / images}
 
     def compute(self) -> Tensor:
         errors = _error(self.total, self.correct, self.confidence)

@@ -94,7 +94,7 @@ class ShotAccuracy(Metric):
         num_experts: N; None for a single predictor.
         many_above, few_below, inclusive: the shot-group rule, see `mllt.longtail.shot_groups`.
         average: "macro" (over classes) or "micro" (over images).
-        ensemble: of the experts, see `ensemble_logits`.
+        ensemble: of the experts, see `ensemble_logits`; None: no row for it, P = N.
         kwargs: of `torchmetrics.Metric`.
 
     `compute` returns the dictionary of `shot_accuracy`: "many", "medium", "few", "all" of shape `()`, or `(N + 1,)` with
@@ -132,7 +132,7 @@ class ShotAccuracy(Metric):
         few_below: int = 20,
         inclusive: bool = False,
         average: str = "macro",
-        ensemble: str = "logits",
+        ensemble: str | None = "logits",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -141,10 +141,10 @@ class ShotAccuracy(Metric):
         self.num_experts = check_num_experts(num_experts)
         self.many_above, self.few_below, self.inclusive = many_above, few_below, inclusive
         self.average = check_choice("average", average, AVERAGES)
-        self.ensemble = check_choice("ensemble", ensemble, ENSEMBLES)
+        self.ensemble = None if ensemble is None else check_choice("ensemble", ensemble, ENSEMBLES)
         # Moves with the metric, but adds nothing to checkpoints: the model has its own.
         self.register_buffer("class_counts", counts.clone(), persistent=False)
-        predictors = 1 if num_experts is None else num_experts + 1
+        predictors = count_predictors(num_experts, self.ensemble)
         self.add_state("correct", torch.zeros(predictors, counts.numel(), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(counts.numel(), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -185,6 +185,11 @@ def check_num_experts(num_experts: int | None) -> int | None:
     return None if num_experts is None else check_integer("num_experts", num_experts, 1)
 
 
+def count_predictors(num_experts: int | None, ensemble: str | None) -> int:
+    """P: one, or N experts, and their ensemble where there is one."""
+    return 1 if num_experts is None else num_experts + (ensemble is not None)
+
+
 def check_labels(name: str, labels: Tensor, num_classes: int) -> Tensor:
     """Class numbers as int64 `(B,)`, all in 0..C-1."""
     if not isinstance(labels, Tensor) or labels.ndim != 1 or not _is_integer(labels):
@@ -205,12 +210,12 @@ def check_logits(
     target: Tensor,
     num_experts: int | None,
     num_classes: int | None = None,
-    ensemble: str = "logits",
+    ensemble: str | None = "logits",
 ) -> tuple[Tensor, Tensor]:
     """Logits of all predictors `(P, B, C)`, in at least float32, and targets as int64 `(B,)`.
 
-    P = 1 for logits `(B, C)` without `num_experts`; else P = N + 1 and the last row is the N others' ensemble. Any
-    number of classes goes where `num_classes` is None.
+    P = 1 for logits `(B, C)` without `num_experts`; else P = N + 1 and the last row is the N others' ensemble (P = N where
+    `ensemble` is None). Any number of classes goes where `num_classes` is None.
     """
     axes = ("B", num_classes or "C") if num_experts is None else (num_experts, "B", num_classes or "C")
     fits = (
@@ -231,6 +236,8 @@ def check_logits(
         logits = logits.float()
     if num_experts is None:
         return logits.unsqueeze(0), target
+    if ensemble is None:
+        return logits, target
     return torch.cat([logits, ensemble_logits(logits, ensemble).unsqueeze(0)]), target
 
 

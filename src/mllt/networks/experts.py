@@ -72,11 +72,12 @@ class ExpertNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` -> raw logits `(N, B, C)`."""
         features = self.features(images)
-        device = features.device.type
-        if device == "meta" or not torch.is_autocast_enabled(device):
-            return self._logits(features)
-        with torch.autocast(device, enabled=False):
-            return self._logits(features.float())
+        return torch.stack([self.classify(expert, features[expert]) for expert in range(self.num_experts)])
 
-    def _logits(self, features: Tensor) -> Tensor:
-        return torch.stack([head(features[k]) for k, head in enumerate(self.heads)])
+    def classify(self, expert: int, features: Tensor) -> Tensor:
+        """Features `(B, D)` of an expert, 0 .. N-1 -> its raw logits `(B, C)`, computed in float32 under autocast."""
+        head, device = self.heads[expert], features.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return head(features)
+        with torch.autocast(device, enabled=False):
+            return head(features.float())

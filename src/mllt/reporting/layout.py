@@ -1,0 +1,397 @@
+"""The paper's table of an experiment: own rows and published figures side by side, and every note a reader needs.
+
+What is here knows of no output format; `tables.py` and `page.py` write it down.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mllt.reporting.groups import NAMES, Experiment, Group, commit, differences
+from mllt.reporting.published import GROUPS, TRAINING_IMAGES, Published, published
+from mllt.results import plural
+
+#: In what the rows of a table may differ although they stand in one: worth a remark where they do.
+_UNLIKE = ("code", "mllt", "recipe", "training images", "trainer.max_epochs", "trainer.precision", "data.")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean over seeds, and the sample standard deviation (n - 1), None for one seed; in percent where it is an accuracy."""
+
+    mean: float
+    std: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Stat | None:
+        """Of those that are numbers; None where none is: a shot group without classes.
+
+        >>> Stat.of([90.0, 92.0]), Stat.of([None])
+        (Stat(mean=91.0, std=1.41..., count=2), None)
+        """
+        numbers = [float(value) for value in values if value is not None]
+        if not numbers:
+            return None
+        return cls(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+
+    def text(self, digits: int = 1) -> str:
+        """As in the paper, with the deviation where there is one.
+
+        >>> Stat(57.66, 0.31, 3).text(), Stat(57.66, None, 1).text()
+        ('57.7 ± 0.3', '57.7')
+        """
+        return f"{self.mean:.{digits}f}" + ("" if self.std is None else f" ± {self.std:.{digits}f}")
+
+
+@dataclass
+class Row:
+    """A line of the table.
+
+    Args:
+        name: what stands in the first column.
+        method: its key.
+        part: "each" for the mean over the experts, each alone; "" for the network or ensemble.
+        own: many, medium, few, all of the runs; None where there are no classes in a group, or no runs.
+        group: whose runs; None for a row that is only published.
+        kind: "raw" or "compensated": which of the runs' accuracies these are.
+        beside: the published figures beside it.
+        marks: numbers of the notes below the table.
+    """
+
+    name: str
+    method: str
+    part: str
+    own: tuple[Stat | None, ...] = (None,) * 4
+    group: Group | None = None
+    kind: str = ""
+    beside: Published | None = None
+    flags: list[str] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the runs."""
+        return [run.seed for run in self.group.runs] if self.group else []
+
+    @property
+    def status(self) -> str:
+        """ "" for a row of runs, "incomplete" for one whose runs have no results, "published" for one without runs."""
+        if self.group is None:
+            return "published"
+        return "" if self.group.runs else "incomplete"
+
+
+@dataclass
+class Layout:
+    """An experiment as it is shown.
+
+    Args:
+        experiment: what it is of.
+        rows: of the table, top down.
+        notes: what the marks of the rows refer to, from 1.
+        remarks: what holds for the whole table.
+        others: published figures of systems that mllt does not have.
+        common: what is to be said of every group alike, and so is said once.
+    """
+
+    experiment: Experiment
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    others: list[Published] = field(default_factory=list)
+    common: list[str] = field(default_factory=list)
+
+    @property
+    def with_published(self) -> bool:
+        """Whether there are published figures for the right half."""
+        return any(row.beside for row in self.rows)
+
+    def mark(self, row: Row, note: str) -> None:
+        """Put a note below the table, once, and its number on the row."""
+        if note not in self.notes:
+            self.notes.append(note)
+        number = self.notes.index(note) + 1
+        if number not in row.marks:
+            row.marks.append(number)
+
+
+def lay_out(experiment: Experiment) -> Layout:
+    """The table of an experiment.
+
+    Methods stand in the paper's order; the experts' mean before the ensemble; a method's groups each in a row of its own.
+    Beside them stands the published figure that was trained most like them, further ones below. Published methods of the
+    library that were not run have a row, too.
+    """
+    layout = Layout(experiment)
+    known = published(experiment.dataset, _whole(experiment.imbalance_factor), experiment.network) if experiment.uniform else []
+    layout.others = [row for row in known if not row.method]
+    if len(experiment.finished) > 1:
+        alike = [group.remarks for group in experiment.finished]
+        layout.common = [remark for remark in alike[0] if all(remark in other for other in alike)]
+    own = {group.method for group in experiment.groups}
+    for method in [*NAMES, *sorted(own - set(NAMES))]:
+        _method(layout, method, [row for row in known if row.method == method])
+    _remarks(layout)
+    return layout
+
+
+def _whole(factor: float | None) -> float | None:
+    """An imbalance factor as the published figures have it."""
+    return None if factor is None else round(factor) if factor == round(factor) else factor
+
+
+def _method(layout: Layout, method: str, known: list[Published]) -> None:
+    """The rows of one method: those of each group, and then the published figures that stand beside none of them."""
+    groups = layout.experiment.groups
+    own = [(group, "") for group in groups if group.method == method]
+    if method == "pc_softmax" and not any(group.runs for group, _ in own):
+        own += [(group, "compensated") for group in groups if group.method == "cross_entropy" and group.runs]
+    told = set()
+    for group, kind in own:
+        for part in ("each", "") if _has_experts(group) else ("",):
+            row = own_row(layout, group, part, kind)
+            fitting = [one for one in known if one.part == part]
+            if fitting:
+                nearest = min(fitting, key=lambda one, group=group: _distance(one, [group]))  # type: ignore[misc]
+                _set_beside(layout, row, nearest, [group])
+                told.add(nearest)
+            layout.rows.append(row)
+    for one in sorted(known, key=lambda one: one.part == ""):
+        if one not in told:
+            variant = one.name[one.name.index("(") :] if "(" in one.name and not one.part else ""
+            row = Row(f"{_title(method, one.part)} {variant}".strip(), method, one.part)
+            _set_beside(layout, row, one, [group for group, _ in own] or groups)
+            layout.rows.append(row)
+
+
+def _has_experts(group: Group) -> bool:
+    return bool(group.runs) and len(group.first["test"].get("experts", [])) > 1
+
+
+def _title(method: str, part: str, letter: str = "") -> str:
+    extra = ", ".join(["each expert"] * bool(part) + [letter] * bool(letter))
+    return NAMES.get(method, method) + (f" ({extra})" if extra else "")
+
+
+def own_row(layout: Layout, group: Group, part: str, kind: str = "") -> Row:
+    """The row of a group.
+
+    Args:
+        layout: takes the notes.
+        group: its runs.
+        part: "each" or "".
+        kind: "compensated" for the PC Softmax of cross-entropy runs; "": what the method's authors report.
+    """
+    method = "pc_softmax" if kind else group.method
+    row = Row(_title(method, part, group.letter), method, part, group=group)
+    if group.runs:
+        row.kind = kind or str(group.first.get("reported", "compensated"))
+        row.own = tuple(Stat.of(accuracy(results, row.kind, column, part) for results in group.results) for column in GROUPS)
+    if kind:
+        layout.mark(row, "The Cross Entropy runs once more, post-compensated: PC Softmax trains alike.")
+    for remark in [] if kind else group.remarks:
+        if remark not in layout.common:
+            layout.mark(row, f"{group.title}: {remark}")
+    return row
+
+
+def accuracy(results: Mapping[str, Any], kind: str, column: str, part: str = "") -> float | None:
+    """An accuracy of a run in percent: the ensemble's, or the mean over its experts; None for a group without classes."""
+    if part == "":
+        return results["test"]["ensemble"][kind][column]
+    values = [expert[kind][column] for expert in results["test"]["experts"]]
+    return None if any(value is None for value in values) else statistics.fmean(values)
+
+
+def _distance(one: Published, groups: Sequence[Group]) -> tuple[int, int, int]:
+    """How unlike the runs a published figure was trained; the paper's own before others that are as like."""
+    stated = (one.epochs is None) + (one.augmentation == "")
+    return len(_flags(one, groups)), one.trust != "paper", stated
+
+
+def _flags(one: Published, groups: Sequence[Group]) -> list[str]:
+    return one.differences([group.epochs for group in groups], [group.augmentation for group in groups])
+
+
+def _set_beside(layout: Layout, row: Row, one: Published, groups: Sequence[Group]) -> None:
+    """Put a published figure into a row, with the note of its source, and flagged where it was trained otherwise."""
+    row.beside, row.flags = one, _flags(one, groups)
+    flag = f" Differs from the runs: {', '.join(row.flags)}." if row.flags else ""
+    weak = " Not a source to cite." if one.trust in ("list", "aggregator") else ""
+    layout.mark(row, f"Published: {one.described()}.{flag}{weak}")
+
+
+def _remarks(layout: Layout) -> None:
+    """What holds for the table as a whole: why groups are apart, and what its rows do not have in common."""
+    experiment = layout.experiment
+    finished = experiment.finished
+    apart = {
+        group.method: [other for other in experiment.groups if other.method == group.method] for group in experiment.groups
+    }
+    for method, groups in apart.items():
+        if len(groups) > 1:
+            layout.remarks.append(
+                f"{NAMES.get(method, method)} stands in {len(groups)} rows, since its runs are not of one "
+                f"kind and must not be averaged. {_told(groups)}"
+            )
+    unlike = differences(finished, _UNLIKE) if len({group.method for group in finished}) > 1 else []
+    for name, values in unlike:
+        by_value = {
+            value: [g.title for g, v in zip(finished, values, strict=True) if v == value] for value in dict.fromkeys(values)
+        }
+        listed = "; ".join(f"{value} ({', '.join(titles)})" for value, titles in by_value.items())
+        layout.remarks.append(f"The rows are not alike in {name}: {listed}.")
+    layout.remarks += [f"All runs: {remark}" for remark in layout.common]
+    layout.remarks += _images_remark(layout)
+    if any(row.kind for row in layout.rows):
+        layout.remarks.append(_kinds(layout.rows))
+
+
+def _told(groups: Sequence[Group]) -> str:
+    """In what a method's groups differ, in words."""
+    unfinished = [group for group in groups if not group.runs]
+    known = set.intersection(*(set(group.settings) for group in groups)) if unfinished else None
+    told = [f"{name}: {' | '.join(values)}" for name, values in differences(groups, known)]
+    order = " | ".join(group.letter for group in groups)
+    tail = f" ({', '.join(group.letter for group in unfinished)}: no results yet.)" if unfinished else ""
+    return f"In the order {order} they differ in {'; '.join(told) or 'what unfinished runs do not tell'}.{tail}"
+
+
+def _images_remark(layout: Layout) -> list[str]:
+    """Whether the runs' training images can be those of the published figures."""
+    experiment = layout.experiment
+    expected = TRAINING_IMAGES.get((experiment.dataset, _whole(experiment.imbalance_factor)))
+    totals = sorted({sum(group.first["class_counts"]) for group in experiment.finished})
+    if not layout.with_published or expected is None or set(totals) <= {expected}:
+        return []
+    listed = ", ".join(f"{total:,}" for total in totals)
+    return [f"The published figures are of {expected:,} training images, the runs of {listed}: they are not comparable."]
+
+
+def _kinds(rows: Sequence[Row]) -> str:
+    """Which methods are shown raw and which compensated, and where that is the same."""
+    names: dict[str, list[str]] = {"raw": [], "compensated": [], "alike": []}
+    for row in rows:
+        if row.group and row.group.runs and not row.part:
+            ensembles = [results["test"]["ensemble"] for results in row.group.results]
+            alike = all(ensemble["raw"] == ensemble["compensated"] for ensemble in ensembles)
+            names["alike" if alike else row.kind].append(row.name)
+    words = {
+        "raw": "the raw outputs of",
+        "compensated": "the outputs, post-compensated to the test prior, of",
+        "alike": "the outputs, which fit the test prior as they are, of",
+    }
+    told = "; ".join(f"{words[kind]} {', '.join(found)}" for kind, found in names.items() if found)
+    return f"As the methods' authors report them: {told}."
+
+
+def caption(experiment: Experiment) -> str:
+    """What the columns mean, and of how many classes."""
+    text = "Top-1 accuracy in percent, means over classes, mean ± standard deviation over seeds."
+    if experiment.finished:
+        first = experiment.finished[0].first
+        groups = first.get("shot_groups") or {}
+        classes = ", ".join(f"{count:,} {name}" for name, count in groups.items())
+        text += f" {sum(first['class_counts']):,} training images in {len(first['class_counts']):,} classes ({classes})."
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The second table, and a method's own findings
+
+MORE = ("few, raw", "few, PC", "all, raw", "all, PC", "ECE, raw", "ECE, PC", "parameters", "seconds")
+
+
+def more(experiment: Experiment) -> list[tuple[str, list[str]]]:
+    """Each group's network or ensemble before and after compensation, how well it is calibrated, and what it cost.
+
+    Returns:
+        A title and the texts of `MORE` per group; "n/a" where the runs do not tell.
+    """
+    table = []
+    for group in experiment.finished:
+        columns = [(column, kind) for column in ("few", "all", "ece") for kind in ("raw", "compensated")]
+        cells = [Stat.of(r["test"]["ensemble"][kind].get(column) for r in group.results) for column, kind in columns]
+        seconds = Stat.of(results.get("train_seconds") for results in group.results)
+        size = group.first.get("parameters")
+        texts = ["n/a" if cell is None else cell.text() for cell in cells]
+        texts += ["n/a" if size is None else f"{size:,}", "n/a" if seconds is None else f"{seconds.mean:,.0f}"]
+        table.append((group.title, texts))
+    return table
+
+
+def findings(group: Group) -> tuple[list[tuple[str, str]], dict[str, list[float]]]:
+    """What a method tells of itself (`details` of its results), over its seeds.
+
+    Returns:
+        Names and texts, and by name the lists of one number per class, averaged over the seeds.
+    """
+    texts: list[tuple[str, str]] = []
+    by_class: dict[str, list[float]] = {}
+    seeds = [dict(_details(results.get("details") or {})) for results in group.results]
+    for name in dict.fromkeys(name for seed in seeds for name in seed):
+        values = [seed[name] for seed in seeds if seed.get(name) is not None]
+        if not values:
+            continue
+        first = values[0]
+        same_length = isinstance(first, (list, tuple)) and all(len(value) == len(first) for value in values)
+        numbers = same_length and all(_is_number(item) for value in values for item in value)
+        if numbers and len(first) == len(group.first["class_counts"]):
+            by_class[name] = [statistics.fmean(items) for items in zip(*values, strict=True)]
+        elif numbers and first:
+            texts.append((name, ", ".join(_number(statistics.fmean(items)) for items in zip(*values, strict=True))))
+        elif all(isinstance(value, Mapping) for value in values):
+            means = {key: Stat.of(value.get(key) for value in values) for key in first}
+            texts.append((name, ", ".join(f"{key} {_number(stat.mean)}" for key, stat in means.items() if stat)))
+        elif all(_is_number(value) for value in values):
+            stat = Stat.of(values)
+            assert stat is not None  # there are values
+            texts.append((name, _number(stat.mean) + ("" if stat.std is None else f" ± {_number(stat.std)}")))
+        else:
+            texts.append((name, " | ".join(dict.fromkeys(str(value) for value in values))))
+    return texts, by_class
+
+
+def _details(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested findings by the names on their way, as words; a group of plain numbers stays together.
+
+    >>> list(_details({"macs": {"saved": 0.5, "all": 9}, "by_depth": {"1": {"few": 2}}}))
+    [('macs', {'saved': 0.5, 'all': 9}), ('by depth, 1', {'few': 2})]
+    """
+    for key, value in values.items():
+        name = above + str(key).replace("_", " ")
+        if isinstance(value, Mapping) and not all(_is_number(item) for item in value.values()):
+            yield from _details(value, f"{name}, ")
+        else:
+            yield name, value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(value: float) -> str:
+    """Whole numbers as such, others to four digits.
+
+    >>> _number(3.0), _number(0.312345)
+    ('3', '0.3123')
+    """
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def plain_summary(layout: Layout) -> str:
+    """One line on what the table holds.
+
+    >>> plain_summary(Layout(Experiment("Digits", "", None, "resnet20", True, [])))
+    '0 runs of 0 methods'
+    """
+    groups = layout.experiment.groups
+    runs, open_runs = sum(len(group.runs) for group in groups), sum(len(group.incomplete) for group in groups)
+    methods = len({group.method for group in groups})
+    told = f"{plural(runs, 'run')} of {plural(methods, 'method')}"
+    commits = sorted({commit(results.get("git_commit")) for group in groups for results in group.results})
+    return told + (f", {open_runs} incomplete" if open_runs else "") + (f"; code {', '.join(commits)}" if commits else "")

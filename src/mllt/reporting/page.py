@@ -1,0 +1,226 @@
+"""The report as one HTML page: nothing is loaded from elsewhere and no script runs, so it opens anywhere, also years later."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from mllt.reporting import tables
+from mllt.reporting.figures import Chart, charts
+from mllt.reporting.layout import MORE, Layout, Row, Stat, caption, findings, more
+from mllt.reporting.published import GROUPS, Check
+from mllt.reporting.tables import CHECK, CHECK_COLUMNS, OTHERS
+
+_LAYOUTS = {"profile": "wide", "bars": "half"}
+# The empty icon keeps a browser from asking a server for one.
+_FRAME = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Report</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+_MORE = (
+    "raw: as trained; PC: post-compensated to the test prior. ECE: expected calibration error in percent. Seconds of training."
+)
+_OTHERS = "Trained as their sources say: compare within one number of epochs and one augmentation only."
+
+
+def to_html(layouts: Sequence[Layout], checks: Sequence[Check], opening: Sequence[str], problems: Sequence[str]) -> str:
+    """The whole report, figures included.
+
+    Args:
+        layouts: the experiments.
+        checks: of the published table, shown where a published figure is.
+        opening: sentences below the title.
+        problems: what could not be read, shown first.
+    """
+    figures = {layout.experiment.slug: charts(layout) for layout in layouts}
+    with_check = any(layout.with_published for layout in layouts)
+    style = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    body = [
+        '<a class="skip" href="#main">To the tables</a>',
+        '<div class="shell">',
+        f"<header><h1>Report</h1>{''.join(f'<p>{escape(text)}</p>' for text in opening)}</header>",
+        _problems(problems),
+        _contents(layouts, figures, with_check),
+        '<main id="main">',
+        *(_section(layout, figures[layout.experiment.slug]) for layout in layouts),
+        _check(checks) if with_check else "",
+        "</main>",
+        "<footer>Written by <code>python -m mllt.report</code>. Runs are averaged over seeds only where everything else that "
+        "bears on the result is the same: settings, training images, version and commit of mllt, epochs.</footer>",
+        "</div>",
+    ]
+    return _FRAME.format(style=style, body="\n".join(filter(None, body)))
+
+
+def _problems(problems: Sequence[str]) -> str:
+    if not problems:
+        return ""
+    return f'<div class="warning" role="note"><h2>Not everything could be read</h2>{_list(problems)}</div>'
+
+
+def _list(texts: Iterable[str], kind: str = "") -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f"<ul{f' class={kind!r}' if kind else ''}>{items}</ul>" if items else ""
+
+
+def _contents(layouts: Sequence[Layout], figures: dict[str, list[Chart]], with_check: bool) -> str:
+    items = []
+    for layout in layouts:
+        slug = layout.experiment.slug
+        parts = [(f"{slug}-table", "Table")] + [(f"{slug}-{chart.key}", chart.title) for chart in figures[slug]]
+        parts += [(f"{slug}-others", "Other systems")] if layout.others else []
+        inner = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in parts)
+        items.append(f'<li><a href="#{slug}">{escape(layout.experiment.title)}</a><ul>{inner}</ul></li>')
+    items += ['<li><a href="#check">Check of the published table</a></li>'] if with_check else []
+    return f'<nav aria-label="Contents"><h2>Contents</h2><ul>{"".join(items)}</ul></nav>'
+
+
+def _section(layout: Layout, figures: Sequence[Chart]) -> str:
+    experiment = layout.experiment
+    slug = experiment.slug
+    parts = [
+        f'<section id="{slug}" aria-labelledby="{slug}-title">',
+        f'<h2 id="{slug}-title">{escape(experiment.title)}</h2>',
+        f'<p class="lede" id="{slug}-table">{escape(caption(experiment))}</p>',
+        _main_table(layout),
+        _list(layout.remarks, "remarks"),
+        _notes(layout),
+        *(_figure(slug, chart) for chart in figures),
+    ]
+    if experiment.finished:
+        lines = [[title, *texts] for title, texts in more(experiment)]
+        parts += [_heading("Compensation, calibration, cost", _MORE), _table("Cost", ["method", *MORE], lines)]
+    for group in experiment.finished:
+        texts, _ = findings(group)
+        title = f"What {group.title} tells of itself"
+        parts += [_heading(title), _table(title, ["finding", "value"], texts, narrow=True)] if texts else []
+    if layout.others:
+        title = "Published systems that mllt does not have"
+        parts += [_heading(title, _OTHERS, f"{slug}-others"), _table(title, OTHERS, tables.others(layout), text_from=6)]
+    return "\n".join([*filter(None, parts), "</section>"])
+
+
+def _heading(title: str, lede: str = "", name: str = "") -> str:
+    anchor = f' id="{name}"' if name else ""
+    return f"<h3{anchor}>{escape(title)}</h3>" + (f'<p class="lede">{escape(lede)}</p>' if lede else "")
+
+
+def _scroll(label: str, table: str) -> str:
+    """A table that scrolls by itself where the page is narrower; reachable by keyboard."""
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{table}</div>'
+
+
+def _table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, text_from: int = 99, narrow: bool = False) -> str:
+    """A plain table; columns from `text_from` on hold text, the last two of them sentences."""
+
+    def kind(number: int) -> str:
+        wrap = " wrap" if number >= max(text_from, len(head) - 2) else ""
+        return f' class="text{wrap}"' if number >= text_from else ""
+
+    names = "".join(f'<th scope="col"{kind(number)}>{escape(name)}</th>' for number, name in enumerate(head))
+    lines = [
+        f'<tr class="method"><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td{kind(number)}>{escape(text)}</td>" for number, text in enumerate(rest, start=1))
+        + "</tr>"
+        for first, *rest in rows
+    ]
+    opening = '<table class="narrow">' if narrow else "<table>"
+    return _scroll(label, f"{opening}<thead><tr>{names}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
+
+
+def _main_table(layout: Layout) -> str:
+    columns = "".join(f'<th scope="col"{_kind(name)}>{name}</th>' for name in GROUPS)
+    over = ""
+    head = f'<th scope="col">method</th>{columns}<th scope="col">seeds</th>'
+    if layout.with_published:
+        over = (
+            '<tr><td></td><th class="over" colspan="5" scope="colgroup">these runs</th>'
+            '<th class="over beside" colspan="5" scope="colgroup">published</th></tr>'
+        )
+        head += columns.replace("<th", '<th class="beside"', 1)
+        head += '<th scope="col" class="text">source, and what differs</th>'
+    lines = [
+        _main_line(layout, row, first=before is None or before.method != row.method)
+        for before, row in zip([None, *layout.rows], layout.rows, strict=False)
+    ]
+    table = f"<table><thead>{over}<tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return _scroll(layout.experiment.title, table)
+
+
+def _kind(name: str) -> str:
+    return ' class="all"' if name == "all" else ""
+
+
+def _main_line(layout: Layout, row: Row, *, first: bool) -> str:
+    marks = ", ".join(f'<a href="#{_note_name(layout, mark)}">{mark}</a>' for mark in row.marks)
+    cells = [f"<td{_kind(name)}>{_own(row, stat)}</td>" for name, stat in zip(GROUPS, row.own, strict=True)]
+    cells.append(f'<td class="seeds">{tables.seeds(row)}</td>')
+    if layout.with_published:
+        printed = zip(GROUPS, tables.published_cells(row.beside), strict=True)
+        cells += [f"<td{_kind(name) if name != 'many' else ' class=beside'}>{text}</td>" for name, text in printed]
+        source = escape(row.beside.source) if row.beside else ""
+        flag = f'<span class="flag">{escape(", ".join(row.flags))}</span>' if row.flags else ""
+        cells.append(f'<td class="text wrap">{source}{flag}</td>')
+    kinds = " ".join(["method"] * first + [row.status] * bool(row.status))
+    mark = f"<sup>{marks}</sup>" if marks else ""
+    return f'<tr class="{kinds}"><th scope="row">{escape(row.name)}{mark}</th>{"".join(cells)}</tr>'
+
+
+def _own(row: Row, stat: Stat | None) -> str:
+    if row.status:
+        return "-" if row.group else ""
+    if stat is None:
+        return "n/a"
+    mean, _, std = stat.text().partition(" ± ")
+    return mean + (f' <span class="std">± {std}</span>' if std else "")
+
+
+def _note_name(layout: Layout, mark: int) -> str:
+    return f"{layout.experiment.slug}-note-{mark}"
+
+
+def _notes(layout: Layout) -> str:
+    items = [f'<li id="{_note_name(layout, number)}">{escape(note)}</li>' for number, note in enumerate(layout.notes, start=1)]
+    long = " long" if len(items) > 6 else ""
+    return f'<ol class="notes{long}">{"".join(items)}</ol>' if items else ""
+
+
+def _figure(slug: str, chart: Chart) -> str:
+    """A figure: title, caption, and panels; each an image with a title and a description for those who do not see it."""
+    panels = []
+    for number, panel in enumerate(chart.panels):
+        name = f"{slug}-{chart.key}-{number}"
+        told = (
+            f'<title id="{name}-t">{escape(f"{chart.title}: {panel.title}")}</title>'
+            f'<desc id="{name}-d">{escape(panel.description)}</desc>'
+        )
+        opening, _, drawing = panel.svg.partition(">")
+        named = f'{opening} role="img" aria-labelledby="{name}-t {name}-d">{told}{drawing}'
+        panels.append(f'<div class="panel"><h4>{escape(panel.title)}</h4>{named}</div>')
+    kind = f"panels {_LAYOUTS.get(chart.key, '')}".strip()
+    drawn = f'<div class="{kind}">{"".join(panels)}</div>' if panels else ""
+    return (
+        f'<figure id="{slug}-{chart.key}"><figcaption><h3>{escape(chart.title)}</h3><p>{escape(chart.caption)}</p></figcaption>'
+        f"{drawn}</figure>"
+    )
+
+
+def _check(checks: Sequence[Check]) -> str:
+    title = "Does the published table agree with itself?"
+    table = _table(title, CHECK_COLUMNS, tables.check_lines(checks), text_from=5)
+    return (
+        f'<section id="check" aria-labelledby="check-title"><h2 id="check-title">{title}</h2>'
+        f'<p class="lede">{escape(CHECK)}</p>{table}</section>'
+    )
