@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.commands.conftest import SMALL, read_json
+from tests.commands.conftest import SMALL, command_runner, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
@@ -31,39 +32,54 @@ def project(tmp_path_factory):
 
 
 def run(project, *arguments):
+    """In a process of its own, as the user would."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLLT_RUN", "MLLT_FULL"))}
     return subprocess.run([sys.executable, *arguments], cwd=project, env=clean, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def command(project, monkeypatch, capfd, tmp_path):
+    """The commands in this process, with the project on the import path, and no trace of it afterwards."""
+    from mllt import LongTailedModule
+
+    monkeypatch.syspath_prepend(project)
+    importlib.invalidate_caches()
+    yield command_runner(monkeypatch, capfd, tmp_path)
+    LongTailedModule.registry.pop("focal", None)
+    sys.modules.pop("focal", None)
 
 
 def test_a_method_takes_under_40_lines():
     assert len(METHOD.splitlines()) + len(SETTINGS.splitlines()) < 40
 
 
-def test_it_is_trained_swept_evaluated_and_reported_by_the_commands_of_the_page(project):
-    settings = ("--config-dir", "settings")
-    done = run(project, "-m", "mllt.train", *settings, "method=focal", *SMALL[1:], "output_dir=one")
+def test_it_is_trained_and_evaluated_by_the_commands_of_the_page(project, command):
+    done = run(project, "-m", "mllt.train", "--config-dir", "settings", "method=focal", *SMALL[1:], "output_dir=one")
     assert done.returncode == 0, done.stderr
     results = read_json(project / "one" / "results.json")
     assert (results["method"], results["num_experts"]) == ("focal", 1)
-    done = run(
-        project, "-m", "mllt.train", *settings, "-m", "method=focal,cross_entropy", "seed=0,1", *SMALL[1:], "output_dir=sweep"
-    )
-    assert done.returncode == 0, done.stderr
-    methods = sorted(read_json(path)["method"] for path in (project / "sweep").glob("*/results.json"))
-    assert methods == ["cross_entropy", "cross_entropy", "focal", "focal"]
-    checkpoint = "checkpoint=one/checkpoints/last.ckpt"
-    done = run(project, "-m", "mllt.evaluate", checkpoint, "method_class=focal.FocalModule")
-    assert done.returncode == 0, done.stderr
+    checkpoint = f"checkpoint={project / 'one' / 'checkpoints' / 'last.ckpt'}"
+    done = command("evaluate", checkpoint, "method_class=focal.FocalModule")
+    assert done.status == 0, done.err
     assert read_json(project / "one" / "evaluations" / "test-uniform.json")["test"] == results["test"]
-    done = run(project, "-m", "mllt.report", "sweep", "--output", "report")
-    assert done.returncode == 0, done.stderr
-    assert "focal" in done.stdout
 
 
-def test_a_mistyped_setting_of_it_is_answered_by_those_it_has(project):
-    done = run(project, "-m", "mllt.train", "--config-dir", "settings", "method=focal", "method.gama=1.0")
-    assert done.returncode == 2
-    assert "gamma" in done.stderr
+def test_it_is_swept_and_reported_beside_methods_of_ours(project, command):
+    sweep = project / "sweep"
+    settings = ("--config-dir", project / "settings", "-m", "method=focal,cross_entropy", "seed=0,1")
+    done = command("train", *settings, *SMALL[1:], f"output_dir={sweep}")
+    assert done.status == 0, done.err
+    methods = sorted(read_json(path)["method"] for path in sweep.glob("*/results.json"))
+    assert methods == ["cross_entropy", "cross_entropy", "focal", "focal"]
+    done = command("report", sweep)
+    assert done.status == 0, done.err
+    assert re.search(r"focal .* 2 ", done.out), "a row of two seeds"
+
+
+def test_a_mistyped_setting_of_it_is_answered_by_those_it_has(project, command):
+    done = command("train", "--config-dir", project / "settings", "method=focal", "method.gama=1.0")
+    assert done.status == 2
+    assert "Did you mean 'gamma'" in done.err
 
 
 def test_it_is_trained_without_a_command(project):

@@ -428,7 +428,7 @@ def results_of(folder: Path, name: str) -> dict[str, Any]:
     assert results["train_seconds"] > 0
     assert results["images_per_second"] > 0
     assert {"python", "mllt", "torch", "lightning"} <= set(results["versions"])
-    assert results["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", results["git_commit"])
+    assert results["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty-[0-9a-f]{8})?", results["git_commit"])
     return results
 
 

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.reference import longtail as reference
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mllt.errors import ArgumentError, DataError
 from mllt.longtail import (
@@ -449,3 +450,19 @@ def test_a_mistyped_name_and_a_folder_are_no_test_prior(tmp_path):
 def test_a_wrong_factor_of_a_long_tailed_prior(factor):
     with pytest.raises(ArgumentError, match="Expected `factor` to be a number of at least 1"):
         resolve_test_prior("forward", torch.tensor([3, 1]), factor)
+
+
+class Questions(TorchDispatchMode):
+    """Counts what reads numbers of a tensor back: an accelerator is waited for each time."""
+
+    asked = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.asked += any(name in str(func) for name in ("_local_scalar_dense", "aten.equal", "nonzero"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_class_counts_are_checked_by_one_question():
+    with Questions() as questions:
+        check_class_counts(torch.tensor([3, 2, 1]))
+    assert questions.asked == 1

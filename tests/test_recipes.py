@@ -184,6 +184,7 @@ TUNING: dict[tuple[str, str], dict[str, Any]] = {
     ("inat2018", "mislas"): LARGE_MISLAS,
     ("inat2018_as_printed", "mislas"): LARGE_MISLAS,
     ("cifar100_lt", "dive"): {"temperature": 3.0, "power": 0.5, "distillation_weight": 0.5},
+    ("digits_lt", "ride"): {"routing_epochs": 0},
 }
 
 
@@ -268,7 +269,7 @@ def settings(config: DictConfig) -> dict[str, Any]:
 
 
 #: What a recipe may change, and the two that tell it.
-OF_A_RECIPE = ("batch_size", "optimizer", "schedule", "trainer", "data", "method", "network")
+OF_A_RECIPE = ("batch_size", "reconstructed", "optimizer", "schedule", "trainer", "data", "method", "network")
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "folder_lt"])

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from mllt.methods import SSDModule as SSDModule
     from mllt.methods import Stage as Stage
     from mllt.methods import TauNormModule as TauNormModule
+    from mllt.methods import fit_stages as fit_stages
     from mllt.methods import load_checkpoint as load_checkpoint
     from mllt.metrics import ExpectedCalibrationError as ExpectedCalibrationError
     from mllt.metrics import ShotAccuracy as ShotAccuracy
@@ -67,6 +68,7 @@ _WHERE = {
     "DigitsLT": "mllt.data",
     "DIVEModule": "mllt.methods",
     "ExpectedCalibrationError": "mllt.metrics",
+    "fit_stages": "mllt.methods",
     "ImageFolderLT": "mllt.data",
     "ImageNetLT": "mllt.data",
     "INaturalist2018": "mllt.data",

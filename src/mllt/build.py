@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,14 @@ def build_loggers(config: DictConfig, folder: RunFolder, resume: Path | None) ->
 
 
 def build_trainer(
-    config: DictConfig, folder: RunFolder, data: LongTailedDataModule, loggers: list[Logger], epochs: int | None = None
+    config: DictConfig,
+    folder: RunFolder,
+    data: LongTailedDataModule,
+    loggers: list[Logger],
+    more: Sequence[Callback] = (),
+    epochs: int | None = None,
 ) -> L.Trainer:
-    """Lightning's trainer, with checkpoints, progress and loggers; `epochs` in place of `trainer.max_epochs`."""
+    """Lightning's trainer, with checkpoints, progress, loggers and `more`; `epochs` in place of `trainer.max_epochs`."""
     arguments = plain(config.trainer)
     arguments["max_epochs"] = arguments["max_epochs"] if epochs is None else epochs
     check_trainer(arguments)
@@ -144,7 +150,7 @@ def build_trainer(
         arguments["sync_batchnorm"] = torch.cuda.is_available() and arguments["accelerator"] in ("auto", "gpu", "cuda")
     if arguments["profiler"] in _PROFILERS:  # into the run's folder, not across the screen
         arguments["profiler"] = _PROFILERS[arguments["profiler"]](dirpath=folder.root, filename="profile")
-    callbacks: list[Callback] = [LearningRateMonitor("epoch"), StopBetweenSteps(), *checkpoint_callbacks(folder, data)]
+    callbacks: list[Callback] = [LearningRateMonitor("epoch"), StopBetweenSteps(), *more, *checkpoint_callbacks(folder, data)]
     callbacks += [instantiate(callback) for callback in config.callbacks.values()] if config.callbacks else []
     trainer = make_trainer(
         "The settings of `trainer`",

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,6 +66,11 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
         sys.exit(130)
     except Exception as error:
         job = getattr(error, _JOB, None)
+        if 'detect "srun"' in str(error):
+            error = ArgumentError(
+                "There is no Slurm on this machine (no `srun`). Type launcher=slurm where jobs can be submitted, or here "
+                "launcher=submitit_local or launcher=joblib."
+            )
         # Hydra's own complaints may be plain ValueErrors
         hydras = isinstance(error, ValueError) and job is None
         if wants_trace or not (hydras or isinstance(error, _USERS_MISTAKES)):
@@ -90,10 +96,20 @@ def _register_resolvers() -> None:
         return str(explicit) if explicit else "/".join([*parts, os.environ[_STAMP]])
 
     OmegaConf.register_new_resolver("mllt.folder", folder, replace=True)
-    OmegaConf.register_new_resolver("mllt.slug", lambda text: re.sub(r"[^\w.=,+-]+", "-", str(text))[:150], replace=True)
+    OmegaConf.register_new_resolver("mllt.slug", slug, replace=True)
     OmegaConf.register_new_resolver("mllt.groups", _shown_groups, replace=True)
     OmegaConf.register_new_resolver("mllt.by_factor", recipes.by_factor, replace=True)
     OmegaConf.register_new_resolver("mllt.when", recipes.when, replace=True)
+
+
+def slug(text: str) -> str:
+    """A text as the name of a folder; what had to be changed or cut off is told by digits, so that others stay others.
+
+    >>> slug("method=ride,seed=0"), slug("data.root=/data/birds"), slug("")
+    ('method=ride,seed=0', 'data.root=-data-birds-a798fbf3', 'run')
+    """
+    name = re.sub(r"[^\w.=,+-]+", "-", str(text))[:150]
+    return (name if name == text else f"{name}-{zlib.crc32(str(text).encode()):08x}") or "run"
 
 
 def _shown_groups() -> str:
@@ -131,9 +147,11 @@ def _checked(task: Callable[[DictConfig], Any], config_name: str, outcome: _Outc
             setattr(error, _JOB, (os.getpid(), traceback.format_exc()))
             if isinstance(error, _USERS_MISTAKES):
                 _remove_if_empty(settings.runtime.output_dir)
-                if settings.mode != RunMode.MULTIRUN:  # of a sweep, Hydra says which job it was
+                if settings.mode != RunMode.MULTIRUN:
                     outcome.error = error
                     return None
+                # At the end, only the first of several is told
+                print(f"Job {settings.job.num} of the sweep failed: {_explain(error, config_name)}", file=sys.stderr)
             raise
         if settings.mode != RunMode.MULTIRUN:
             outcome.value = value
@@ -248,7 +266,7 @@ def _explain(error: Exception, config_name: str) -> str:
 
 
 def _explain_key(key: str, message: str, config_name: str) -> str:
-    settings, groups = _vocabulary(config_name)
+    settings, groups = _vocabulary(config_name, hydras=key.startswith("hydra."))
     if OmegaConf.select(settings, key) is not None:  # the key is right: the value is not
         return " ".join(message.split())
     parent, _, leaf = key.rpartition(".")
@@ -272,8 +290,8 @@ def _paths_ending_in(leaf: str, settings: DictConfig) -> list[str]:
     return [f"{name}.{leaf}" for name, node in groups if leaf in node]
 
 
-def _vocabulary(config_name: str) -> tuple[DictConfig, list[str]]:
-    """All settings and groups, under the groups that the command line chose as far as they exist."""
+def _vocabulary(config_name: str, *, hydras: bool = False) -> tuple[DictConfig, list[str]]:
+    """All settings and groups, under the groups that the command line chose as far as they exist; `hydras`: Hydra's, too."""
     own = _own_settings()
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
@@ -286,7 +304,7 @@ def _vocabulary(config_name: str) -> tuple[DictConfig, list[str]]:
             theirs = own is not None and os.path.isfile(os.path.join(own, name, f"{option}.yaml"))
             if name in groups and (theirs or option in loader.get_group_options(name)):
                 choices.append(argument)
-        return compose(config_name, overrides=choices), groups
+        return compose(config_name, overrides=choices, return_hydra_config=hydras), groups
 
 
 def _own_settings() -> str | None:

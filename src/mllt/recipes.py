@@ -14,6 +14,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mllt.errors import ArgumentError
@@ -56,23 +57,38 @@ def borrowed_values(config: DictConfig) -> list[str]:
     return lines
 
 
+def untuned(experiment: str, method: str) -> list[str]:
+    """A line when a method's own settings are published for other data than the experiment's."""
+    there = files("tuning")
+    known = [name for name, methods in there.items() if method in methods]
+    if not known or experiment in known:
+        return []
+    return [
+        f"the settings of method={method} itself are known for experiment={', '.join(known)}; for experiment={experiment} "
+        "they are its defaults."
+    ]
+
+
 def settle_recipe(config: DictConfig) -> None:
-    """Look whether there is a recipe as asked for; a schedule chosen on the command line stays, whatever the recipe's.
+    """Look whether there is a recipe as asked for; a schedule that was typed takes the place of the recipe's as a whole.
 
     Raises:
         ArgumentError: `recipe=published`, and nothing is published of this method for this experiment.
     """
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
-    if any(override.startswith("schedule=") for override in hydra.overrides.task):
-        config.schedule.name = choices["schedule"]
+    typed = list(hydra.overrides.task)
+    if config.recipe != "paper" and any(override.startswith("schedule=") for override in typed):
+        without = [override for override in typed if not override.startswith("recipe=")]
+        loader = GlobalHydra.instance().config_loader()
+        config.schedule = loader.load_configuration("train", overrides=without, run_mode=RunMode.RUN).schedule
     if config.recipe == "published":
         check_published(choices["experiment"], choices["method"])
 
 
 def check_published(experiment: str, method: str) -> None:
     """Raise `ArgumentError` if there is no published recipe of a method for an experiment; says which there are."""
-    there = published()
+    there = files("published")
     folder, _, name = f"{experiment}/{method}".rpartition("/")
     if name in there.get(folder, []):
         return
@@ -87,13 +103,13 @@ def check_published(experiment: str, method: str) -> None:
     )
 
 
-def published() -> dict[str, list[str]]:
-    """The methods that have a published recipe, by experiment; read from where Hydra finds its configurations."""
+def files(kind: str) -> dict[str, list[str]]:
+    """The methods that have a file of that kind ("published" or "tuning"), by experiment; from where Hydra finds its files."""
     loader, there = GlobalHydra.instance().config_loader(), {}
     folders = [""]
     while folders:
         folder = folders.pop()
-        group = f"recipe/published/{folder}".rstrip("/")
+        group = f"recipe/{kind}/{folder}".rstrip("/")
         folders += [f"{folder}/{name}".lstrip("/") for name in loader.list_groups(group)]
         there[folder] = loader.get_group_options(group)
     return {experiment: sorted(methods) for experiment, methods in sorted(there.items()) if methods}

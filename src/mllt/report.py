@@ -6,6 +6,7 @@ In your own code: `from mllt.report import report`.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,8 @@ def main() -> None:
     )
     parser.add_argument("--output", metavar="FOLDER", help="where to write (default: a folder report beside the runs)")
     arguments = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has not every character
     try:
         show(report(arguments.runs, arguments.output))
     except MlltError as error:
@@ -75,7 +78,7 @@ def report(paths: str | Path | Sequence[str | Path], output: str | Path | None =
 
     Args:
         paths: folders of runs, or folders that hold such at any depth, or patterns such as "runs/*/mutual".
-        output: the folder to write; None: `report` in the folder that holds all runs.
+        output: the folder to write; None: `report` in the folder that holds all runs, or in the current one.
 
     Returns:
         The tables, what could not be read, and where the report lies.
@@ -105,7 +108,7 @@ def report(paths: str | Path | Sequence[str | Path], output: str | Path | None =
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise DataError(
             f"Cannot write the report to {folder}: {error.strerror or error}. Name another folder by --output FOLDER."
@@ -114,8 +117,9 @@ def report(paths: str | Path | Sequence[str | Path], output: str | Path | None =
 
 
 def _beside(roots: Sequence[Path]) -> Path:
-    """The default place: `report` in the deepest folder that holds all runs."""
-    return Path(os.path.commonpath([root.parent for root in roots])) / "report"
+    """The default place: `report` in the deepest folder that holds all runs; in the current one where only the root does."""
+    above = Path(os.path.commonpath([root.parent for root in roots]))
+    return (Path.cwd() if above == Path(above.anchor) else above) / "report"
 
 
 def show(written: Report) -> None:
@@ -126,7 +130,7 @@ def show(written: Report) -> None:
 
     for layout in written.layouts:
         say(to_terminal(layout), *notes_as_lines(layout), "")
-    if any(layout.with_published for layout in written.layouts):
+    if any(layout.with_table_a2 for layout in written.layouts):
         odd = [
             f"{check.name} {check.network} {check.difference:+.2f}: {check.why}" for check in check_table() if not check.agrees
         ]

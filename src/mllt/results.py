@@ -9,6 +9,7 @@ results.json     what the run showed, and how it came about
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -208,16 +209,28 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit this code was run from, with "-dirty" when files differ from it; None outside a repository of ours."""
+    """The commit this code was run from; None outside a repository of ours.
+
+    Where files differ from it, "-dirty-" and eight digits follow that tell these differences from others.
+    """
     here = Path(__file__).resolve().parent
     try:
-        root = _git(here, "rev-parse", "--show-toplevel")
-        if not (Path(root) / "src" / "mllt").samefile(here):  # installed into somebody else's repository
+        root = Path(_git(here, "rev-parse", "--show-toplevel"))
+        if not (root / "src" / "mllt").samefile(here):  # installed into somebody else's repository
             return None
-        dirty = "-dirty" if _git(here, "status", "--porcelain", "--untracked-files=no") else ""
-        return _git(here, "rev-parse", "HEAD") + dirty
+        changes = _changes(root)
+        digits = hashlib.sha256(changes).hexdigest()[:8]
+        return _git(root, "rev-parse", "HEAD") + (f"-dirty-{digits}" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _changes(root: Path) -> bytes:
+    """How the code and its settings differ from the commit, new files included."""
+    ours = ("--", "src", "conf")
+    changes = _git(root, "diff", "HEAD", *ours).encode()
+    new = _git(root, "ls-files", "--others", "--exclude-standard", *ours).splitlines()
+    return changes + b"".join(name.encode() + (root / name).read_bytes() for name in new)
 
 
 def _git(folder: Path, *arguments: str) -> str:

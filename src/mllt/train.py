@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import lightning as L
     from omegaconf import DictConfig
 
+    from mllt.callbacks import Provenance
     from mllt.data import LongTailedDataModule
     from mllt.methods import LongTailedModule
     from mllt.results import RunFolder
@@ -36,9 +37,10 @@ def train(config: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     from mllt.build import absolute_paths, build_data, build_module, check_start, plain, remarks
+    from mllt.callbacks import Provenance
     from mllt.errors import check_integer
-    from mllt.recipes import settle_recipe
-    from mllt.results import RunFolder
+    from mllt.recipes import settle_recipe, untuned
+    from mllt.results import RunFolder, git_commit
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir).resolve())
     check_start(config, folder)
@@ -51,15 +53,19 @@ def train(config: DictConfig) -> float:
     data = build_data(plain(config.data), batch_size=config.batch_size, seed=config.seed)
     data.prepare_data()
     module = build_module(config, data, earlier_checkpoint(config, folder))
-    first, resume = where_to_start(config, folder, module)
+    made_by = Provenance(git_commit(), {"seed": config.seed, "batch_size": config.batch_size})
+    first, resume = where_to_start(config, folder, module, made_by)
     rule = config.evaluation
     tail = data.summary(rule.many_above, rule.few_below, inclusive=rule.shot_edges_inclusive)
-    recipe = [] if config.recipe == "paper" else [f"Recipe: {config.recipe} ({config.recipe_source})."]
-    opening = [tail, *recipe, *(f"Note: {remark}" for remark in remarks(config))]
+    source = f" ({config.recipe_source})" if config.recipe_source else ""
+    recipe = [] if config.recipe == "paper" else [f"Recipe: {config.recipe}{source}."]
+    choices = HydraConfig.get().runtime.choices
+    notes = [*remarks(config), *untuned(choices["experiment"], choices["method"])]
+    opening = [tail, *recipe, *(f"Note: {note}" for note in notes)]
     for number in range(first, len(module.stages())):
-        trainer, validated = run_stage(config, folder, module, data, number, resume, opening)
+        trainer, validated = run_stage(config, folder, module, data, number, resume, opening, made_by)
         resume, opening = None, []
-    results = collect(config, trainer, module, folder)
+    results = collect(config, trainer, module, folder, data, made_by)
     if trainer.is_global_zero:
         report(results, folder)
     return float(results["test"]["ensemble"]["compensated"]["all"] if validated is None else validated)
@@ -74,12 +80,14 @@ def earlier_checkpoint(config: DictConfig, folder: RunFolder) -> Path | None:
     return next((path for part in (".", "stages/*") for path in folder.root.glob(f"{part}/checkpoints/last.ckpt")), None)
 
 
-def where_to_start(config: DictConfig, folder: RunFolder, module: LongTailedModule) -> tuple[int, Path | None]:
+def where_to_start(
+    config: DictConfig, folder: RunFolder, module: LongTailedModule, made_by: Provenance
+) -> tuple[int, Path | None]:
     """The stage to begin with, and the checkpoint to go on from in it; the module holds the weights of the stage before.
 
     Raises:
-        ArgumentError: the checkpoint leaves nothing to train.
-        CheckpointError: there is none, or it is damaged, or of another method or network.
+        ArgumentError: the checkpoint leaves nothing to train, or a stage before it had another number of epochs.
+        CheckpointError: there is none, or it is damaged, or of another method, network, recipe, seed or batch size.
     """
     from mllt.checkpoint import KEY, read_checkpoint
     from mllt.errors import ArgumentError, check_choice
@@ -94,9 +102,18 @@ def where_to_start(config: DictConfig, folder: RunFolder, module: LongTailedModu
         return 0, None
     checkpoint = read_checkpoint(path)
     names = [stage.name for stage in stages]
-    module.on_load_checkpoint(checkpoint)
+    module.check_checkpoint(checkpoint, training=True)
+    made_by.check(checkpoint, path)
     number = names.index(check_choice(f"the stage of {path}", checkpoint[KEY].get("stage", names[0]), names))
-    done, epochs = int(checkpoint["epoch"]) + 1, stages[number].epochs or config.trainer.max_epochs
+    wanted = [stage.epochs or config.trainer.max_epochs for stage in stages]
+    done, epochs = int(checkpoint["epoch"]) + 1, wanted[number]
+    for name, place, there in zip(names[:number], places, wanted, strict=False):
+        had = epochs_of(place.last)
+        if had not in (None, there):
+            raise ArgumentError(
+                f"Expected stage {name!r} in {folder.root} to have had {there} epochs, but it had {had}. Type the "
+                "settings that it was trained with, or choose another output_dir for a new run."
+            )
     if done >= epochs and number + 1 < len(stages):
         module.restore(stages[number].name, checkpoint["state_dict"])
         return number + 1, None
@@ -109,6 +126,15 @@ def where_to_start(config: DictConfig, folder: RunFolder, module: LongTailedModu
     return number, path
 
 
+def epochs_of(checkpoint: Path) -> int | None:
+    """How many epochs a checkpoint has had; None where there is none."""
+    import torch
+
+    if not checkpoint.is_file():
+        return None
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
+
+
 def run_stage(
     config: DictConfig,
     folder: RunFolder,
@@ -117,6 +143,7 @@ def run_stage(
     number: int,
     resume: Path | None,
     opening: list[str],
+    made_by: Provenance,
 ) -> tuple[L.Trainer, Any]:
     """Train one stage, and after the last one test.
 
@@ -128,18 +155,20 @@ def run_stage(
     import lightning as L
 
     from mllt.build import build_loggers, build_trainer
-    from mllt.callbacks import finish_loggers
+    from mllt.callbacks import SeedEpochs, finish_loggers
     from mllt.results import say
 
     stages = module.stages()
     stage, last = stages[number], number + 1 == len(stages)
     place = folder.of_stages([known.name for known in stages])[number]
     # A stage is the same after a break, and where the stages before it were given by path
-    L.seed_everything((config.seed + zlib.crc32(stage.name.encode())) % 2**32, workers=True, verbose=False)
+    seed = (config.seed + zlib.crc32(stage.name.encode())) % 2**32
+    L.seed_everything(seed, workers=True, verbose=False)
     module.begin(stage.name)
     loggers = build_loggers(config, place, resume)
     try:
-        trainer = build_trainer(config, place, data, loggers, stage.epochs)
+        made_by.commits = []  # of this stage
+        trainer = build_trainer(config, place, data, loggers, [made_by, SeedEpochs(seed)], stage.epochs)
         if trainer.is_global_zero:
             folder.write_config(config)
             say(*opening, *([f"Stage {number + 1} of {len(stages)}: {stage.name}"] if len(stages) > 1 else []))
@@ -188,21 +217,27 @@ def fit_and_test(
         ) from error
 
 
-def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule, folder: RunFolder) -> dict[str, Any]:
+def collect(
+    config: DictConfig,
+    trainer: L.Trainer,
+    module: LongTailedModule,
+    folder: RunFolder,
+    data: LongTailedDataModule,
+    made_by: Provenance,
+) -> dict[str, Any]:
     """What `results.json` holds."""
     from mllt.callbacks import RunProgress
     from mllt.checkpoint import plain_values
     from mllt.longtail import shot_groups
     from mllt.networks import count_parameters
-    from mllt.results import device_name, git_commit, versions
+    from mllt.results import device_name, versions
 
     hp = module.hparams
     groups = shot_groups(module.class_counts.cpu(), hp["many_above"], hp["few_below"], inclusive=hp["shot_edges_inclusive"])
     progress = trainer.progress_bar_callback
-    places = folder.of_stages([stage.name for stage in module.stages()])
-    seconds, images = (
-        progress.with_earlier([place.last for place in places[:-1]]) if isinstance(progress, RunProgress) else (0, 0)
-    )
+    earlier = [place.last for place in folder.of_stages([stage.name for stage in module.stages()])[:-1]]
+    seconds, images = progress.with_earlier(earlier) if isinstance(progress, RunProgress) else (0, 0)
+    commits = [str(commit) for commit in made_by.all_commits(earlier) if commit is not None]
     return {
         "experiment": config.name,
         "method": module.method,
@@ -222,14 +257,15 @@ def collect(config: DictConfig, trainer: L.Trainer, module: LongTailedModule, fo
         "ensemble_of": hp["ensemble"],
         "reported": module.reported,
         "fitted_prior": module.fits,
-        "reconstructed": list(module.reconstructed),
+        "reconstructed": [*module.reconstructed, *(config.reconstructed or [])],
         "details": plain_values(module.details()),
         "test": module.test_results,
         "train_seconds": seconds or None,
         "images_per_second": images / seconds if seconds else None,
         "device": device_name(module.device, trainer.world_size),
         "versions": versions(),
-        "git_commit": git_commit(),
+        "data_digest": data.fingerprint,
+        "git_commit": " + ".join(commits) or None,
     }
 
 

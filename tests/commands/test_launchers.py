@@ -33,8 +33,7 @@ def runs(sweep: Path) -> dict[int, Path]:
     return {read_json(path)["seed"]: path.parent for path in sweep.glob("*/results.json")}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", HERE)
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_runs_side_by_side_are_those_of_a_sweep_one_after_the_other(launcher, mllt_command, tmp_path):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     done = command(f"launcher={launcher}", "seed=0,1", *SMALL, f"output_dir={tmp_path / 'jobs'}", cwd=tmp_path)

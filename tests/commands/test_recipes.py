@@ -64,7 +64,12 @@ def test_what_is_typed_wins_over_the_recipe_also_a_schedule(mllt_command, own, t
     assert done.status == 0, done.err
     config = OmegaConf.load(tmp_path / "run" / "config.yaml")
     assert (config.schedule.name, config.optimizer.lr) == ("constant", 0.07)
-    assert first_rate(tmp_path / "run") == pytest.approx(0.07)
+    assert first_rate(tmp_path / "run") == pytest.approx(0.07 / 5), (
+        "the whole schedule is the experiment's, as without a recipe"
+    )
+    done = mllt_command("train", *arguments[:1], *arguments[2:], f"output_dir={tmp_path / 'paper'}")
+    assert done.status == 0, done.err
+    assert OmegaConf.load(tmp_path / "paper" / "config.yaml").schedule == config.schedule
 
 
 @pytest.mark.parametrize(

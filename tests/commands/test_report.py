@@ -6,12 +6,13 @@ import csv
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.commands.conftest import SMALL, read_json
 
 from mllt.errors import ArgumentError, DataError
-from mllt.report import report
+from mllt.report import _beside, report
 
 
 @pytest.fixture
@@ -68,6 +69,21 @@ def test_a_sweep_of_the_train_command_is_read_as_it_is(mllt_command, tmp_path):
     (line,) = (line for line in done.out.splitlines() if line.strip().startswith("Mutual Learning  "))
     assert line.count("±") == 4
     assert (tmp_path / "sweep" / "report" / "report.html").is_file()
+
+
+def test_the_stars_files_of_a_sweep_are_passed_over(mllt_command, runs):
+    (runs / "mutual" / "multirun.yaml").write_text("{}")
+    first = mllt_command("report", *sorted((runs / "mutual").iterdir()))
+    assert first.status == 0, first.err
+    again = mllt_command("report", *sorted((runs / "mutual").iterdir()))  # the report is among them now
+    assert again.out == first.out
+    assert "Not read" not in again.out
+
+
+def test_runs_that_only_the_root_holds_are_reported_in_the_current_folder(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _beside([runs / "a", Path("/elsewhere/b")]) == tmp_path / "report"
+    assert _beside([runs / "a", runs / "b"]) == runs / "report"
 
 
 @pytest.mark.parametrize(

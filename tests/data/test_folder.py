@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.data.make_images import (
     SETTINGS,
     assert_same_batches,
@@ -612,3 +613,18 @@ def test_blood_cells_cut_to_a_profile():
     )
     # RBC, WBC, Platelets by size; n_max * 10 ** -0.5 must not exceed 214: n_max = 679 gives 679, 214, 67
     assert module.class_counts.tolist() == [67, 679, 214]
+
+
+def test_the_fingerprint_tells_other_pictures_of_the_same_names_but_not_another_place(tmp_path):
+    def folder(name, size):
+        for label, count in (("a", 4), ("b", 2)):
+            for number in range(count):
+                path = tmp_path / name / label / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (size + number, size), (10 * number, 50, 90)).save(path)
+        return ImageFolderLT(tmp_path / name, image_size=8)
+
+    first, moved, other = folder("first", 20), folder("moved", 20), folder("other", 25)
+    assert first.fingerprint == moved.fingerprint
+    assert first.fingerprint != other.fingerprint
+    assert first.fingerprint != ImageFolderLT(tmp_path / "first", image_size=8, test_fraction=0.5).fingerprint

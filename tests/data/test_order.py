@@ -9,6 +9,8 @@ from torch.utils.data import DistributedSampler
 
 from mllt.data.order import (
     AUGMENT,
+    CLASSES,
+    MEMBERS,
     SHUFFLE,
     SPLIT,
     SUBSET,
@@ -423,6 +425,44 @@ def test_it_depends_on_seed_and_epoch_alone_and_stays_without_shuffle():
 def test_the_balanced_order_is_pinned():
     labels = np.array([0, 0, 0, 1, 2, 2])
     assert ClassBalancedOrder(labels, seed=0)(0).tolist() == [3, 4, 1, 3, 0, 5]
+    pinned = [17, 71, 55, 73, 3, 59, 72, 73, 45, 69, 70, 73, 73, 62, 46, 72, 73, 25, 52, 70, 63, 12, 71, 73]
+    assert ClassBalancedOrder(LONG_TAILED, seed=7)(11)[:24].tolist() == pinned
+
+
+def drawn_class_by_class(labels, seed, epoch):
+    """The class-balanced order as it is told: a loop over classes, then one over rounds."""
+    members = [np.flatnonzero(labels == label) for label in sorted(set(labels.tolist()))]
+    rounds = -(-len(labels) // len(members))
+    cycles = [
+        [int(own[i]) for cycle in range(rounds) for i in permutation(len(own), seed, MEMBERS, epoch, c, cycle)]
+        for c, own in enumerate(members)
+    ]
+    order = []
+    for turn in range(rounds):
+        bits = [int(random_bits(seed, CLASSES, epoch, turn, c)) for c in range(len(members))]
+        order += [cycles[c][turn] for c in sorted(range(len(members)), key=bits.__getitem__)]
+    return order[: len(labels)]
+
+
+@prop
+@given(st.lists(st.integers(-3, 9), min_size=1, max_size=60), st.integers(0, 2**31), st.integers(0, 300))
+def test_the_balanced_order_is_that_of_a_loop_over_classes(labels, seed, epoch):
+    labels = np.array(labels)
+    found = ClassBalancedOrder(labels, seed)(epoch)
+    assert found.dtype == np.int64
+    assert found.tolist() == drawn_class_by_class(labels, seed, epoch)
+
+
+@prop
+@given(st.lists(st.integers(-3, 9), min_size=1, max_size=60), st.floats(0, 0.99), st.integers(0, 2**31))
+def test_a_split_is_that_of_a_loop_over_classes(labels, fraction, seed):
+    labels = np.array(labels)
+    shuffled = permutation(len(labels), seed, SPLIT).tolist()
+    expected = []
+    for label in set(labels.tolist()):
+        own = [i for i in shuffled if labels[i] == label]
+        expected += own[: min(round(len(own) * fraction), len(own) - 1)]
+    assert per_class_split(labels, fraction, seed)[1].tolist() == sorted(expected)
 
 
 def test_classes_without_images_are_passed_over():

@@ -61,6 +61,19 @@ def test_a_queue_of_one_class_only_leaves_nothing_to_learn_for_it_and_it_is_stab
     assert guided_contrastive_loss(query[:0], key[:0], TARGET[:0], queue, QUEUE_TARGET) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_image_of_the_only_class_in_the_queue_gives_no_gradient_and_does_not_disturb_others(dtype):
+    query, key, _, queue, _ = problem(dtype)
+    target, labels = torch.tensor([0, 1, 0, 1]), torch.zeros(7, dtype=torch.int64)
+    query.requires_grad_()
+    guided_contrastive_loss(query, key, target, queue, labels).backward()
+    assert query.grad.isfinite().all()
+    assert (query.grad[target == 0] == 0).all()
+    alone = query[target == 1].detach().requires_grad_()
+    (guided_contrastive_loss(alone, key[target == 1], target[target == 1], queue, labels) / 2).backward()
+    assert_close(query.grad[target == 1], alone.grad)
+
+
 @pytest.mark.parametrize("part", range(5))
 def test_shapes_that_do_not_fit_are_refused(part):
     arguments = list(problem())

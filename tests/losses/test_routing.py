@@ -36,6 +36,18 @@ def test_gradients_reach_the_router_and_not_the_experts():
     assert torch.autograd.gradcheck(lambda a: routing_loss(a, logits, TARGET, 3.0), asks)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_it_has_a_deterministic_form_on_a_gpu():
+    asks, logits = problem(dtype=torch.float32)
+    before = routing_loss(asks, logits, TARGET)
+    torch.use_deterministic_algorithms(True)
+    try:
+        after = routing_loss(asks.cuda(), logits.cuda(), TARGET.cuda())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_close(after.cpu(), before)
+
+
 def test_it_is_stable_where_the_router_is_certain_and_0_for_no_image():
     asks, logits = problem(dtype=torch.float32)
     assert routing_loss(1e4 * asks, 1e4 * logits, TARGET).isfinite()

@@ -10,7 +10,8 @@ from mllt.optim import parameter_groups
 
 
 def trained(module, loader, make_trainer, stage, epochs):
-    module.begin(stage)
+    if module.begun != stage:
+        module.begin(stage)
     trainer = make_trainer(epochs)
     trainer.fit(module, loader)
     return trainer

@@ -104,12 +104,12 @@ def test_it_tells_the_virtual_examples_of_the_last_epoch_for_some_temperatures(s
     assert found["virtual_examples"] == pytest.approx(flat_examples(module, problem[0], 5.0), rel=1e-4)
     assert sum(found["virtual_examples"]) == pytest.approx(150)
     assert list(found["virtual_examples_at"]) == ["1", "2", "3", "4", "5", "6", "8", "12"]
-    for name, counts in found["virtual_examples_at"].items():
+    for name, groups in found["virtual_examples_at"].items():
         expected = flat_examples(module, problem[0], float(name))
-        assert counts == pytest.approx(expected, rel=1e-4)
-        groups = dict(zip(("many", "medium", "few"), expected, strict=True))  # one class of each
-        assert found["virtual_examples_per_class"][name] == pytest.approx(groups, rel=1e-4)
-    spread = [max(counts) - min(counts) for counts in found["virtual_examples_at"].values()]
+        assert groups == pytest.approx(
+            dict(zip(("many", "medium", "few"), expected, strict=True)), rel=1e-4
+        )  # one class of each
+    spread = [max(groups.values()) - min(groups.values()) for groups in found["virtual_examples_at"].values()]
     assert spread == sorted(spread, reverse=True), "flatter as the temperature rises"
 
 
@@ -117,7 +117,7 @@ def test_a_temperature_of_the_list_is_not_told_twice_and_an_empty_group_not_at_a
     module = with_teacher(DIVEModule(**small, many_above=200), loader, make_trainer)
     make_trainer(1).fit(module, loader)
     assert list(module.details()["virtual_examples_at"]) == ["1", "2", "3", "4", "6", "8", "12"]
-    assert module.details()["virtual_examples_per_class"]["6"]["many"] is None
+    assert module.details()["virtual_examples_at"]["6"]["many"] is None
 
 
 def test_an_image_that_only_fills_up_an_empty_share_is_no_virtual_example(small, problem, make_trainer):

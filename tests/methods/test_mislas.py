@@ -34,7 +34,8 @@ def what_the_network_sees(module, batch):
 
 
 def trained(module, loader, make_trainer, stage, epochs=1, **settings):
-    module.begin(stage)
+    if module.begun != stage:
+        module.begin(stage)
     trainer = make_trainer(epochs, **settings)
     trainer.fit(module, loader)
     return trainer

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from tests.reference import published_losses as reference
+from torch.utils.data import DataLoader, IterableDataset
 
 from mllt import RIDEModule, load_checkpoint
 from mllt.errors import ArgumentError
@@ -228,6 +229,68 @@ def test_every_stage_of_a_run_loads_with_one_call(small, loader, problem, make_t
         again = load_checkpoint(tmp_path / f"{stage}.ckpt")
         assert (again.stage, again.num_experts) == (stage, module.num_experts)
         assert torch.equal(again.probabilities(problem[0]), module.probabilities(problem[0]))
+
+
+def test_a_teacher_of_as_many_experts_is_not_taken_for_the_student(small, loader, problem, make_trainer, tmp_path):
+    module = RIDEModule(**small, num_experts=2, distill=True, teacher_experts=2)
+    for stage in ("teacher", "experts"):
+        fitted(module, stage, loader, make_trainer)
+    taught = weights_of(module.teacher.network)
+    before = weights_of(module.network)
+    assert not same(before, taught)
+    module.begin("routing")
+    trainer = make_trainer(1)
+    trainer.fit(module, loader)
+    assert same(weights_of(module.network), before)
+    trainer.save_checkpoint(tmp_path / "routing.ckpt")
+    again = load_checkpoint(tmp_path / "routing.ckpt")
+    again.on_stage()  # as a trainer that begins the stage once more
+    assert same(weights_of(again.network), before), "not a new network in place of the trained one"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_router_decides_in_float32_as_heads_do(routed, problem, dtype):
+    features, logits = (torch.randn(8, size) for size in (routed.network.feature_dim, 3))
+    with torch.autocast("cpu", dtype):
+        asks = routed.router(0, features.to(dtype), logits.to(dtype))
+    assert asks.dtype == torch.float32
+    assert torch.equal(asks, routed.router(0, features.to(dtype).float(), logits.to(dtype).float()))
+
+
+class OnOneDevice(IterableDataset):
+    """Batches for the first device, none for the others."""
+
+    def __init__(self, images, targets):
+        self.batches = list(zip(images.split(32), targets.split(32), strict=True))
+
+    def __iter__(self):
+        first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        return iter(self.batches if first else [])
+
+
+class TellDetails(Callback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_test_end(self, trainer, module):
+        torch.save(module.details(), self.folder / f"{trainer.global_rank}.pt")
+
+
+@pytest.mark.slow
+def test_a_device_without_an_image_to_test_tells_the_same(routed, problem, make_trainer, tmp_path):
+    loader = DataLoader(OnOneDevice(*problem), batch_size=None)
+    devices = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
+    make_trainer(callbacks=[TellDetails(tmp_path)], **devices).test(routed, loader, verbose=False)
+    make_trainer().test(routed, loader, verbose=False)
+    alone = routed.details()
+    assert alone["flops_all_experts"] > 0
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)] == [alone, alone]
+
+
+def test_a_test_without_a_router_tells_nothing_of_one(small, loader, make_trainer):
+    module = RIDEModule(**small)
+    make_trainer().test(module, loader, verbose=False)
+    assert module.details() == {}
 
 
 def test_one_expert_needs_no_router(small):

@@ -114,7 +114,7 @@ def test_scales_alone_learn_in_the_second_stage(small, loader, make_trainer, dri
     before = weights_of(module.network)
     module.begin("labels")
     assert [name for name, parameter in module.named_parameters() if parameter.requires_grad] == ["scales"]
-    fitted(module, "labels", loader, make_trainer)
+    make_trainer(1).fit(module, loader)
     assert not torch.equal(module.scales, torch.ones(3))
     for name, value in module.network.state_dict().items():
         statistics = "running" in name or "num_batches" in name

@@ -4,8 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from mllt import CrossEntropyModule, CRTModule, DigitsLT, LongTailedModule, MutualLTModule, Stage
-from mllt.errors import ArgumentError
+from mllt import (
+    CrossEntropyModule,
+    CRTModule,
+    DigitsLT,
+    LongTailedModule,
+    MutualLTModule,
+    Stage,
+    fit_stages,
+    load_checkpoint,
+)
+from mllt.errors import ArgumentError, CheckpointError
 
 
 class TwoStages(LongTailedModule):
@@ -121,3 +130,86 @@ def test_a_trainer_begins_the_first_stage_by_itself_and_no_other(data, make_trai
     module.begin("head")
     make_trainer(1, limit_train_batches=1).fit(module, datamodule=data)
     assert (module.stage, module.fits) == ("head", "uniform")
+
+
+def test_all_stages_are_trained_by_one_call(data, make_trainer):
+    module, epochs = CRTModule(class_counts=data.class_counts, network="resnet20", shared="none", width=0.25, head_epochs=2), []
+
+    def trainer(stage):
+        epochs.append((stage.name, stage.epochs))
+        return make_trainer(stage.epochs or 1, limit_train_batches=1)
+
+    fit_stages(module, trainer, datamodule=data)
+    assert epochs == [("features", None), ("head", 2)]
+    assert module.stage == "head"
+    with pytest.raises(ArgumentError, match="a stage after 'head' to train, but there is none"):
+        fit_stages(module, trainer, datamodule=data)
+
+
+def test_stages_that_are_trained_are_passed_over(data, make_trainer):
+    module, names = CRTModule(class_counts=data.class_counts, network="resnet20", shared="none", width=0.25), []
+    make_trainer(1, limit_train_batches=1).fit(module, datamodule=data)
+    fit_stages(module, lambda stage: (names.append(stage.name), make_trainer(1, limit_train_batches=1))[1], datamodule=data)
+    assert names == ["head"]
+
+
+def test_a_test_of_a_stage_before_the_last_says_so(data, make_trainer):
+    module = CRTModule(class_counts=data.class_counts, network="resnet20", shared="none", width=0.25)
+    with pytest.warns(UserWarning, match="stages features, head, and this model is of 'features'. mllt.fit_stages"):
+        make_trainer().test(module, datamodule=data, verbose=False)
+
+
+@pytest.mark.parametrize("stage", ["features", "head"])
+@pytest.mark.filterwarnings("ignore:crt has the stages")
+def test_a_checkpoint_given_to_the_test_brings_its_stage(data, make_trainer, tmp_path, stage):
+    settings = {"class_counts": data.class_counts, "network": "resnet20", "shared": "none", "width": 0.25}
+    module = CRTModule(**settings)
+    module.begin(stage)
+    trainer = make_trainer(2)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    results = []
+    for model, arguments in (
+        (load_checkpoint(tmp_path / "model.ckpt"), {}),
+        (CRTModule(**settings), {"ckpt_path": tmp_path / "model.ckpt", "weights_only": True}),
+    ):
+        make_trainer().test(model, datamodule=data, verbose=False, **arguments)
+        results.append((model.stage, model.test_results))
+    assert results[0] == results[1]
+    other = CRTModule(**settings)
+    other.begin("head")
+    if stage == "features":
+        with pytest.raises(CheckpointError, match="of stage 'head', but it is of stage 'features'"):
+            make_trainer().test(other, datamodule=data, ckpt_path=tmp_path / "model.ckpt", weights_only=True)
+
+
+def test_a_stage_that_has_begun_does_not_begin_again(module):
+    module.begin("second")
+    for stage in ("second", "first"):
+        with pytest.raises(ArgumentError, match=f"a stage after 'second', which has begun, but got '{stage}'"):
+            module.begin(stage)
+
+
+def test_a_loaded_model_trains_on_in_training_mode(data, make_trainer, tmp_path):
+    module = CrossEntropyModule(class_counts=data.class_counts, network="resnet20", shared="none", width=0.25)
+    trainer = make_trainer(1)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    again = load_checkpoint(tmp_path / "model.ckpt")
+    statistics = again.network.experts[0].stem[1].running_mean.clone()
+    make_trainer(1).fit(again, datamodule=data)
+    assert again.training
+    assert not torch.equal(again.network.experts[0].stem[1].running_mean, statistics)
+
+
+def test_a_term_called_loss_does_not_take_the_place_of_the_whole(data, make_trainer):
+    class Doubled(TwoStages):
+        def objective(self, logits, targets):
+            loss = nn.functional.cross_entropy(logits[0], targets)
+            return {"loss": loss, "extra": 10 * loss}
+
+    module = Doubled(class_counts=data.class_counts, network="resnet20", shared="none", width=0.25)
+    trainer = make_trainer(1, limit_train_batches=1)
+    trainer.fit(module, datamodule=data)
+    logged = trainer.callback_metrics
+    assert logged["train/loss"].item() == pytest.approx(1.1 * logged["train/extra"].item(), rel=1e-5)

@@ -11,9 +11,11 @@ from mllt import (
     BBNModule,
     CrossEntropyModule,
     CRTModule,
+    DIVEModule,
     LWSModule,
     MutualLTModule,
     RIDEModule,
+    SSDModule,
     TauNormModule,
 )
 from mllt.errors import ArgumentError, CheckpointError
@@ -94,6 +96,61 @@ def test_its_logits_are_float32_within_mixed_precision(small, problem):
     teacher = Teacher(CrossEntropyModule(**small).network)
     with torch.autocast("cpu", torch.bfloat16):
         assert teacher(problem[0][:4]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_what_takes_its_prior_out_stays_float32_whatever_type_it_is_brought_to(small, dtype):
+    student = CrossEntropyModule(**small)
+    offset = torch.tensor([120.0, 24, 6]).log()
+    student.teacher = Teacher(CrossEntropyModule(**small).network, offset)
+    student.to(dtype)
+    assert student.teacher.network.heads[0].weight.dtype == dtype
+    assert student.teacher.offset.dtype == torch.float32
+    assert torch.equal(student.teacher.offset, offset)
+    student.to("meta")
+    assert student.teacher.offset.device.type == "meta"
+
+
+LEARN_FROM_A_TEACHER = [
+    (RIDEModule, {"num_experts": 2, "distill": True, "teacher_experts": 3, "routing_epochs": 1}),
+    (DIVEModule, {}),
+    (SSDModule, {"queue_size": 20, "projection_dim": 8, "rescaling_epochs": 1}),
+]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize(("cls", "settings"), LEARN_FROM_A_TEACHER, ids=lambda value: getattr(value, "method", ""))
+def test_methods_with_teachers_train_and_are_tested_in_other_precisions(small, loader, make_trainer, cls, settings, precision):
+    module = cls(**small, **settings)
+    for stage in module.stages():
+        module.begin(stage.name)
+        trainer = make_trainer(1, precision=precision)
+        trainer.fit(module, [loader, loader] if stage.companion else loader)
+        assert trainer.callback_metrics["train/loss"].isfinite()
+        if module.teacher is not None:
+            assert module.teacher.offset.dtype == torch.float32
+    trainer.test(module, loader, verbose=False)
+    assert 0 <= module.test_results["ensemble"]["raw"]["all"] <= 100
+
+
+@pytest.mark.parametrize(("cls", "settings"), LEARN_FROM_A_TEACHER, ids=lambda value: getattr(value, "method", ""))
+def test_what_learns_from_a_teacher_begins_with_pretrained_weights_as_the_teacher_did(tmp_path, cls, settings):
+    timm = pytest.importorskip("timm")
+    options = {"channels": (8, 16, 24, 32)}
+    source = timm.create_model("resnet18", num_classes=1000, **options).state_dict()
+    torch.save(source, tmp_path / "weights.pth")
+    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 1000, "custom_load": False}
+    settings = {**settings, "network": "timm/resnet18", "pretrained": True}
+    module = cls(class_counts=COUNTS, network_options={**options, "pretrained_cfg_overlay": overlay}, **settings)
+    begun = {name: value.clone() for name, value in module.network.trunk.state_dict().items()}
+    with torch.no_grad():
+        for parameter in module.network.parameters():
+            parameter.add_(1.0)  # as if it had been trained
+    learned = next(name for name in ("experts", "student", "distillation") if name in [stage.name for stage in module.stages()])
+    module.begin(learned)
+    assert module.teacher is not None
+    for name, value in module.network.trunk.state_dict().items():
+        assert torch.equal(value, begun[name]), name
 
 
 def test_no_teacher_is_none():

@@ -81,6 +81,8 @@ CIFAR = {
     "name": "cifar100_lt",
     "data._target_": "mllt.data.CIFAR100LT",
     "data.imbalance_factor": 100.0,
+    "data.padding": 4,
+    "data.flip": True,
     "data.rotation": 0.0,
     "network.name": "resnet32",
     "trainer.max_epochs": 200,
@@ -102,4 +104,4 @@ def as_cifar(run: Path, **more):
         "test": {**told["test"], "per_class": per_class},
         **more,
     }
-    return CIFAR, results
+    return dict(CIFAR), results

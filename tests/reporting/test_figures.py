@@ -9,6 +9,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from tests.reporting.conftest import as_cifar, read
 
+from mllt.report import report
+from mllt.reporting import figures
 from mllt.reporting.figures import charts, reliability_bins
 from mllt.reporting.groups import experiments
 from mllt.reporting.layout import lay_out
@@ -115,9 +117,62 @@ def test_what_a_method_tells_of_each_class_is_drawn(real, made, tmp_path):
     found = drawn(tmp_path / "runs")
     assert [panel.title for panel in found["finding-1"].panels] == ["Mutual Learning, 1", "Mutual Learning, 2"]
     chart = found["finding-0"]
-    assert chart.title == "Virtual examples"
+    assert chart.title == "Virtual examples per class"
     assert [panel.title for panel in chart.panels] == ["Mutual Learning"]
     assert "from 0 to 9" in chart.panels[0].description
+
+
+def test_figures_of_experiments_whose_titles_look_alike_do_not_mix(real, made, tmp_path):
+    ours = {"data._target_": "mllt.data.ImageFolderLT"}
+    made(real["mutual0"], "a", ours | {"data.root": "/a/鳥"}, results={"class_counts": [500] * 10})
+    made(real["mutual0"], "b", ours | {"data.root": "/a/花"})
+    page = (report(tmp_path / "runs").folder / "report.html").read_text()
+    sections = re.findall(r"<section id=.*?</section>", page, flags=re.S)
+    told = [set(re.findall(r"([\d,]+) images in 10 classes", section)) for section in sections]
+    assert told == [{"321"}, {"5,000"}]  # 花 before 鳥
+    names = re.findall(r'\bid="([^"]+)"', page)
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["a$_b$", "鳥"])
+def test_names_of_methods_are_neither_formulas_nor_bound_to_the_drawings_font(real, made, tmp_path, name):
+    made(real["mutual0"], "a", results={"method": name})
+    assert any(name in panel.svg for panel in drawn(tmp_path / "runs")["bars"].panels)
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_leave_the_bars_their_room(real, made, tmp_path):
+    name = "A method whose name is as long as the sentence that explains what it does to whom and why it should"
+    made(real["mutual0"], "a", results={"method": name})
+    panel = drawn(tmp_path / "runs")["bars"].panels[-1]
+    assert "A method whose name is as" in panel.svg
+    assert name not in panel.svg
+    assert name in panel.description
+
+
+def test_of_very_many_groups_the_first_are_drawn_and_the_captions_say_so(real, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "MOST_PANELS", 2)
+    for number in range(3):
+        made(real["mutual0"], str(number), {"optimizer.lr": 0.1 + number})
+    found = drawn(tmp_path / "runs")
+    assert len(found["classes"].panels) == len(found["loss"].panels) == 2
+    assert "Of 3 rows the first 2 are drawn" in found["classes"].caption
+    assert "lr 2.1" in found["bars"].panels[0].svg
+
+
+def test_names_of_stages_that_follow_each_other_closely_stand_apart(real, made, tmp_path):
+    run = made(real["crt0"], "a", results={"stages": [{"name": n, "epochs": 1} for n in ("features", "labels", "last")]})
+    for name, epochs in (("features", 90), ("labels", 2)):
+        folder = run / "stages" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = "".join(f"{epoch},1.0\n" for epoch in range(1, epochs + 1))
+        (folder / "metrics.csv").write_text(f"epoch,train/loss\n{rows}")
+    (run / "metrics.csv").write_text("epoch,train/loss\n" + "".join(f"{epoch},1.0\n" for epoch in range(1, 91)))
+    svg = drawn(tmp_path / "runs")["loss"].panels[0].svg
+    ends = dict(re.findall(r"text-anchor: (\w+)[^>]*>(\w+)<", svg))
+    assert svg.count(">labels<") == svg.count(">last<") == 1
+    assert "end" in ends
 
 
 def test_an_experiment_without_a_finished_run_has_no_figures(real, made, tmp_path):

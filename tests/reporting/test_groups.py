@@ -11,6 +11,7 @@ from tests.reporting.conftest import as_cifar, read
 from mllt.reporting.groups import experiments
 from mllt.reporting.layout import lay_out
 from mllt.reporting.runs import find_runs
+from mllt.reporting.tables import notes_as_lines, to_csv
 
 
 def tables(folder):
@@ -27,8 +28,7 @@ def groups(folder, method="mutual"):
 
 
 def notes(folder):
-    layout = lay_out(table(folder))
-    return "\n".join([*layout.remarks, *layout.notes])
+    return "\n".join(notes_as_lines(lay_out(table(folder))))
 
 
 @pytest.fixture
@@ -77,37 +77,43 @@ def test_seeds_are_averaged_with_the_sample_deviation(pair):
 def test_runs_of_another_recipe_stand_apart_and_the_report_says_in_what(pair, name, value):
     folder = pair({name: value})
     found = groups(folder)
-    assert [group.letter for group in found] == ["A", "B"]
     assert [len(group.runs) for group in found] == [1, 1]
     assert "must not be averaged" in notes(folder)
-    assert f"{name}: " in notes(folder)
-    assert f"| {value}" in notes(folder)
+    assert name in notes(folder)
+    assert f"{name.rpartition('.')[2]} {value}" in found[1].label + notes(folder)
+    assert found[0].title != found[1].title
 
 
 @pytest.mark.parametrize(
     ("results", "said"),
     [
-        ({"git_commit": "0123456789abcdef"}, ["code: ", " | 0123456"]),
-        ({"git_commit": None}, ["code: ", " | not recorded"]),
-        ({"versions": {"mllt": "9.9.9"}}, ["mllt: ", " | 9.9.9"]),
+        ({"git_commit": "0123456789abcdef"}, ["code fedcba9", "code 0123456"]),
+        ({"git_commit": "fedcba9999999999"}, ["code fedcba9876543210", "code fedcba9999999999"]),  # seven digits alike
+        ({"git_commit": None}, ["code fedcba9", "code not recorded"]),
+        ({"git_commit": "0123456789abcdef-dirty-0a1b2c3d"}, ["code fedcba9", "code 0123456-dirty-0a1b2c3d"]),
+        ({"versions": {"mllt": "9.9.9"}}, ["mllt 9.9.9"]),
         (
             {"class_counts": [120, 76, 48, 30, 19, 12, 7, 4, 3, 1]},
-            ["training images: 257 in 10 classes", "| 320 in 10 classes"],
+            ["training images 257 in 10 classes", "training images 320 in 10 classes"],
         ),
-        ({"class_counts": [119, 77, *[48, 30, 19, 12, 7, 4, 3, 2]]}, ["training images: "]),  # the same sum
-        ({"epochs": 1}, ["epochs: 2 | 1"]),
-        ({"recipe": "published"}, ["recipe: "]),
+        ({"class_counts": [119, 77, *[48, 30, 19, 12, 7, 4, 3, 2]]}, ["training images 321 in 10 classes"]),  # the same sum
+        ({"epochs": 1}, ["epochs 2", "epochs 1"]),
+        ({"recipe": "published"}, ["recipe published"]),
+        ({"data_digest": "0a1b2c3d4e5f"}, ["digest 0a1b2c3d", "not of the same images with the same labels"]),
     ],
 )
 def test_runs_of_other_code_data_or_length_stand_apart_and_the_report_says_in_what(real, made, tmp_path, results, said):
     counts = {"class_counts": [120, 60, 30, 20, 10, 7, 5, 3, 1, 1]} if "257" in said[0] else {}
-    commit = {"git_commit": "fedcba9876543210"} if "git_commit" in results else {}
-    made(real["mutual0"], "a", results={**counts, **commit})
+    known = {"git_commit": "fedcba9876543210", "data_digest": "99887766"}
+    known = {name: value for name, value in known.items() if name in results}
+    made(real["mutual0"], "a", results={**counts, **known})
     made(real["mutual1"], "b", results=results)
     folder = tmp_path / "runs"
-    assert [len(group.runs) for group in groups(folder)] == [1, 1]
+    found = groups(folder)
+    assert [len(group.runs) for group in found] == [1, 1]
+    told = "\n".join([*(group.title for group in found), notes(folder)])
     for text in said:
-        assert text in notes(folder)
+        assert text in told
 
 
 @pytest.mark.parametrize(
@@ -154,6 +160,9 @@ def test_a_seed_that_ran_twice_counts_once_by_its_newest_run(real, made, tmp_pat
     ("commit", "said"),
     [
         ("abcdef0123-dirty", "files that differ from commit abcdef0, so that its runs may be of different code"),
+        ("abcdef0123-dirty-0a1b2c3d", "files that differ from commit abcdef0."),
+        ("abcdef0123 + 9876543210", "trained partly by one commit and partly by another: abcdef0 + 9876543"),
+        ("abcdef0123 + 9876543210-dirty-0a1b2c3d", "files that differ from commit 9876543."),
         (None, "no commit is recorded"),
     ],
 )
@@ -180,12 +189,11 @@ def test_an_unfinished_run_of_other_settings_has_a_row_of_its_own(real, made, tm
     made(real["crt0"], "c", finished=False)
     layout = lay_out(table(tmp_path / "runs"))
     told = {row.name: row.status for row in layout.rows}
-    assert told["Mutual Learning (B)"] == "incomplete"
+    assert told["Mutual Learning (lr 0.5)"] == "incomplete"  # and nothing of the code, which an unfinished run does not tell
     assert told["cRT"] == "incomplete"
-    assert told["Mutual Learning (A)"] == ""
+    assert told["Mutual Learning (lr 0.02)"] == ""
     remark = "\n".join(layout.remarks)
-    assert "optimizer.lr: 0.02 | 0.5" in remark
-    assert "code" not in remark.split("In the order")[1].split("\n")[0]  # an unfinished run does not tell
+    assert "They differ in optimizer.lr. No results yet: lr 0.5." in remark
 
 
 @pytest.mark.parametrize(
@@ -204,24 +212,101 @@ def test_every_data_set_network_and_test_prior_has_a_table_of_its_own(pair, conf
     assert {experiment.title for experiment in tables(pair(config))} == titles
 
 
+OURS = {"data._target_": "mllt.data.ImageFolderLT", "data.root": "/pictures/birds"}
+
+
 def test_folders_of_other_classes_are_other_experiments(real, made, tmp_path):
-    ours = {"data._target_": "mllt.data.ImageFolderLT", "data.root": "/pictures/birds"}
-    made(real["mutual0"], "a", ours)
-    made(real["mutual1"], "b", ours | {"data.root": "/moved/birds"})
-    made(real["mutual1"], "c", ours | {"data.root": "/pictures/bees"})
-    made(real["mutual1"], "d", ours, results={"class_names": list("abcdefghij")})
+    made(real["mutual0"], "a", OURS, results={"data_digest": "aa11bb22"})
+    made(real["mutual1"], "b", OURS | {"data.root": "/moved/birds"}, results={"data_digest": "aa11bb22"})
+    made(real["mutual1"], "c", OURS | {"data.root": "/pictures/bees"})
+    made(real["mutual1"], "d", OURS, results={"class_names": list("abcdefghij")})
     found = {experiment.title: sum(len(group.runs) for group in experiment.groups) for experiment in tables(tmp_path / "runs")}
     name = "ImageFolderLT {} (imbalance 60), ResNet-20"
     assert found == {name.format("birds") + " (1)": 2, name.format("birds") + " (2)": 1, name.format("bees"): 1}
+    assert [len(experiment.groups) for experiment in tables(tmp_path / "runs")] == [1, 1, 1]
 
 
-def test_list_files_are_told_apart_by_name_and_not_by_place(real, made, tmp_path):
-    ours = {"data._target_": "mllt.data.ImageFolderLT", "data.root": "/pictures/birds"}
-    made(real["mutual0"], "a", ours | {"data.train_list": "/here/train.csv"})
-    made(real["mutual1"], "b", ours | {"data.train_list": "/there/train.csv"})
-    made(real["mutual1"], "c", ours | {"data.train_list": "/there/half.csv"})
-    assert [len(group.runs) for group in groups(tmp_path / "runs")] == [2, 1]
-    assert "data.train_list: train.csv | half.csv" in notes(tmp_path / "runs")
+@pytest.mark.parametrize(
+    ("name", "here", "there"),
+    [("data.root", "/a/birds", "/b/birds"), ("data.train_list", "/fold1/train.csv", "/fold2/train.csv")],
+)
+def test_images_are_the_same_by_their_digest_and_without_one_by_where_they_lie(real, made, tmp_path, name, here, there):
+    for place, digests in {"old": (None, None), "same": ("aa11bb22", "aa11bb22"), "other": ("aa11bb22", "cc33dd44")}.items():
+        for seed, (path, digest) in enumerate(zip((here, there), digests, strict=True)):
+            made(real[f"mutual{seed}"], f"{place}/{seed}", OURS | {name: path}, results={"data_digest": digest})
+    folder = tmp_path / "runs"
+    assert [len(group.runs) for group in groups(folder / "same")] == [2]
+    same = notes(folder / "same")
+    assert "place of the images differs between its seeds: " in same
+    assert same.index(here) < same.index(there)
+    for place in ("old", "other"):
+        assert [len(group.runs) for group in groups(folder / place)] == [1, 1]
+        told = notes(folder / place)
+        assert "not of the same images with the same labels" in told
+        assert here in told
+        assert there in told
+    assert "digest aa11bb22" in notes(folder / "other")
+
+
+def test_methods_of_other_images_in_one_table_are_told(real, made, tmp_path):
+    made(real["mutual0"], "a", results={"data_digest": "aa11bb22"})
+    made(real["crt0"], "b", results={"data_digest": "cc33dd44"})
+    told = notes(tmp_path / "runs")
+    assert "cannot be compared: digest cc33dd44 (cRT); digest aa11bb22 (Mutual Learning)." in told
+
+
+def test_images_that_are_not_recorded_are_told(real, made, tmp_path):
+    made(real["mutual0"], "a", results={"data_digest": "aa11bb22"})
+    made(real["crt0"], "b", results={"data_digest": None})
+    told = notes(tmp_path / "runs")
+    assert "they may not be compared: not recorded (cRT); digest aa11bb22 (Mutual Learning)." in told
+
+
+def test_an_unfinished_run_stands_with_the_runs_of_its_own_folder(real, made, tmp_path):
+    for name, digest in (("a", "aa11bb22"), ("b", "cc33dd44")):
+        made(real["mutual0"], name, OURS | {"data.root": f"/{name}/birds"}, results={"data_digest": digest})
+    made(real["mutual1"], "c", OURS | {"data.root": "/b/birds"}, finished=False)
+    found = groups(tmp_path / "runs")
+    assert [(group.settings["images"], len(group.incomplete)) for group in found] == [("aa11bb22", 0), ("cc33dd44", 1)]
+
+
+def test_titles_that_differ_in_foreign_letters_alone_have_addresses_of_their_own(real, made, tmp_path):
+    for name in "鳥花":
+        made(real["mutual0"], name, OURS | {"data.root": f"/a/{name}"})
+    first, second = tables(tmp_path / "runs")
+    assert first.title != second.title
+    assert first.slug != second.slug
+
+
+def test_an_unfinished_run_of_ones_own_method_goes_by_the_name_that_a_finished_one_tells(real, made, tmp_path):
+    ours = {"method._target_": "my_package.OwlModule"}
+    made(real["mutual0"], "a", ours, results={"method": "owl"})
+    made(real["mutual1"], "b", ours, finished=False)
+    (group,) = groups(tmp_path / "runs", "owl")
+    assert (len(group.runs), len(group.incomplete)) == (1, 1)
+
+
+def test_rows_of_a_sweep_stand_in_the_order_of_its_numbers(real, made, tmp_path):
+    for place, rate in enumerate((1e-05, 10.0, 0.5, 2.0)):
+        made(real["mutual0"], f"{3 - place}", {"optimizer.lr": rate})
+    assert [group.label for group in groups(tmp_path / "runs")] == ["lr 1e-05", "lr 0.5", "lr 2.0", "lr 10.0"]
+
+
+def test_rows_are_named_by_what_they_differ_in_where_that_is_short_and_else_by_letters(real, made, tmp_path):
+    for number in (2, 3):
+        made(real["mutual0"], f"short/{number}", {"network.num_experts": number})
+        long = dict.fromkeys(("optimizer.lr", "optimizer.momentum", "method.mutual_weight"), 0.1 * number)
+        made(real["mutual0"], f"long/{number}", long)
+    folder = tmp_path / "runs"
+    assert [group.title for group in groups(folder / "short")] == [f"Mutual Learning (num_experts {n})" for n in (2, 3)]
+    assert [group.title for group in groups(folder / "long")] == ["Mutual Learning (A)", "Mutual Learning (B)"]
+    layout = lay_out(table(folder / "long"))
+    ((name, meanings),) = layout.letters
+    assert (name, [letter for letter, _ in meanings]) == ("Mutual Learning", ["A", "B"])
+    assert meanings[0][1] == "method.mutual_weight 0.2, optimizer.lr 0.2, optimizer.momentum 0.2"
+    assert f"Mutual Learning (A): {meanings[0][1]}" in notes(folder / "long")
+    assert lay_out(table(folder / "short")).letters == []
+    assert ",num_experts 2," in to_csv([lay_out(table(folder / "short"))])
 
 
 def test_a_run_with_a_teacher_is_none_without(pair):
@@ -257,7 +342,7 @@ def test_reconstructed_details_are_notes_of_the_row(real, made, tmp_path):
 
 def test_what_holds_for_all_runs_is_said_once(real, made, tmp_path):
     for name in ("mutual0", "cross_entropy0"):
-        made(real[name], name, results={"git_commit": "abcdef0123-dirty"})
+        made(real[name], name, results={"git_commit": "abcdef0123-dirty-0a1b2c3d"})
     layout = lay_out(table(tmp_path / "runs"))
     assert "All runs: made with files that differ from commit abcdef0." in layout.remarks
     assert not any("differ from commit" in note for note in layout.notes)

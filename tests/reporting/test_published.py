@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mllt.reporting.published import GROUPS, TRUST, all_published, check_table, published
+from mllt.reporting.published import GROUPS, TRUST, Training, all_published, check_table, published
 
 TABLE_A2 = """
 cross_entropy    | 68.7 41.8 10.3 47.9 | 68.9 43.2 12.6 49.0
@@ -157,23 +157,41 @@ def test_mislas_agrees_by_its_own_groups():
 
 
 @pytest.mark.parametrize(
-    ("epochs", "augmentations", "said"),
+    ("runs", "said"),
     [
-        ([200], ["plain"], []),
-        ([100], ["plain"], ["200 epochs"]),
-        ([200, 100], ["plain"], ["200 epochs"]),
-        ([200], ["plain + rotation"], ["plain augmentation"]),
-        ([90], ["none"], ["200 epochs", "plain augmentation"]),
+        ([(200, "plain")], []),
+        ([(100, "plain")], ["200 epochs"]),
+        ([(200, "plain"), (100, "plain")], ["200 epochs"]),
+        ([(200, "plain + rotation")], ["plain augmentation"]),
+        ([(200, "plain, no crop, no flip")], ["plain augmentation (runs: no crop, no flip)"]),
+        ([(200, "plain + rotation, no flip"), (200, "none")], ["plain augmentation (runs: no flip)"]),
+        ([(90, "none")], ["200 epochs", "plain augmentation"]),
+        ([(200, "plain", 3)], ["a single network"]),
+        ([(200, "plain", 1, True)], []),
     ],
 )
-def test_training_that_differs_is_told(epochs, augmentations, said):
+def test_training_that_differs_is_told(runs, said):
     (row,) = (row for row in published("cifar100_lt", 100, "resnet32") if row.method == "lade")
-    assert row.differences(epochs, augmentations) == said
+    assert row.differences([Training(*run) for run in runs]) == said
+
+
+@pytest.mark.parametrize(
+    ("experts", "distilled", "said"),
+    [
+        (3, False, [[], ["distilled"], ["4 experts", "distilled"]]),
+        (3, True, [["not distilled"], [], ["4 experts"]]),
+        (4, True, [["3 experts", "not distilled"], ["3 experts"], []]),
+        (None, None, [[], [], []]),
+    ],
+)
+def test_variants_of_ride_are_told_apart(experts, distilled, said):
+    rows = [row for row in published("cifar100_lt", 100, "resnet32") if row.method == "ride"]
+    assert [row.differences([Training(200, "plain + rotation", experts, distilled)]) for row in rows] == said
 
 
 def test_what_a_source_does_not_say_is_neither_alike_nor_different_but_said():
     (row,) = (row for row in published("imagenet_lt", None, "resnet50") if row.method == "ace")
-    assert row.differences([180], ["plain"]) == []
+    assert row.differences([Training(180, "plain", 3, False)]) == []
     assert "epochs not stated, augmentation not stated" in row.described()
 
 

@@ -116,8 +116,11 @@ def test_published_methods_that_were_not_run_have_rows_too_and_stay_empty(cifar)
     ("config", "flags"),
     [
         ({"data.rotation": 15.0}, ["plain augmentation"]),
+        ({"data.flip": False, "data.padding": 0}, ["plain augmentation (runs: no crop, no flip)"]),
+        ({"data.padding": 1}, ["plain augmentation (runs: padding 1)"]),
         ({"trainer.max_epochs": 20}, ["200 epochs"]),
         ({"data.augment": False, "trainer.max_epochs": 20}, ["200 epochs", "plain augmentation"]),
+        ({"network.num_experts": 3}, ["a single network"]),
     ],
 )
 def test_published_figures_that_were_trained_otherwise_are_flagged(real, made, tmp_path, config, flags):
@@ -132,6 +135,79 @@ def test_published_figures_that_were_trained_otherwise_are_flagged(real, made, t
     assert tables.line(found, row)[-2].endswith("*")
     assert ", ".join(flags) in tables.line(found, row, sources=True)
     assert any("trained otherwise" in text for text in tables.notes_as_lines(found))
+
+
+@pytest.mark.parametrize(
+    ("change", "flags"),
+    [
+        ({}, []),
+        ({"data.color_jitter": 0.0}, ["plain augmentation (runs: no colour jitter)"]),
+        ({"data.crop_scale": [0.2, 1.0]}, ["plain augmentation (runs: crops of 0.2 to 1)"]),
+        ({"data.padding": 8, "data.hue": 0.1}, ["plain augmentation (runs: padding 8, hue jitter 0.1)"]),
+        ({"data.image_size": 160}, ["plain augmentation (runs: 160 pixels)"]),
+    ],
+)
+def test_augmentation_of_pictures_is_compared_with_the_customary_one(real, made, tmp_path, change, flags):
+    usual = {"color_jitter": 0.4, "hue": 0.0, "crop_scale": [0.08, 1.0], "padding": None, "image_size": 224}
+    settings, results = as_cifar(
+        real["cross_entropy0"], method="lade", epochs=180, stages=[{"name": "training", "epochs": 180}]
+    )
+    settings |= {f"data.{name}": value for name, value in usual.items()}
+    settings |= {"data._target_": "mllt.data.ImageNetLT", "data.imbalance_factor": None, "network.name": "resnext50"}
+    made(real["cross_entropy0"], "a", settings | {"trainer.max_epochs": 180} | change, results)
+    (row,) = (row for row in layout(tmp_path / "runs").rows if row.method == "lade")
+    assert row.beside.source == "Mutual Learning Table A2"
+    assert row.flags == flags
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "flags"),
+    [
+        ({"network.num_experts": 3}, "RIDE (3 experts)", []),
+        ({"network.num_experts": 3, "method.distill": True}, "RIDE (3 experts, distilled)", []),
+        ({"network.num_experts": 3, "method.teacher": "/t/last.ckpt"}, "RIDE (3 experts, distilled)", []),
+        ({"network.num_experts": 4, "method.distill": True}, "RIDE (4 experts, distilled)", []),
+        ({"network.num_experts": 6}, "RIDE (3 experts)", ["3 experts"]),
+    ],
+)
+def test_a_run_stands_beside_the_published_variant_of_its_own(real, made, tmp_path, config, name, flags):
+    settings, results = as_cifar(real["mutual0"], method="ride")
+    made(real["mutual0"], "a", settings | {"data.rotation": 15.0} | config, results)
+    (row,) = (row for row in layout(tmp_path / "runs").rows if row.method == "ride" and row.group and not row.part)
+    assert (row.beside.name, row.flags) == (name, flags)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({}, ""),
+        ({"evaluation.many_above": 50}, "many above 50, few below 20"),
+        ({"evaluation.shot_edges_inclusive": True}, "many from 100, few up to 20"),
+    ],
+)
+def test_another_rule_of_shot_groups_is_told_beside_published_groups(real, made, tmp_path, rule, said):
+    settings, results = as_cifar(real["mutual0"], method="ride")
+    made(real["mutual0"], "a", settings | rule, results)
+    remark = "".join(text for text in layout(tmp_path / "runs").remarks if "another rule" in text)
+    assert bool(remark) is bool(said)
+    assert said in remark
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"fitted_prior": "uniform", "test_prior": "uniform"}, "the outputs, which fit the test prior as they are, of"),
+        ({"fitted_prior": "train", "test_prior": "uniform"}, "the outputs, post-compensated to the test prior, of"),
+        ({"fitted_prior": "train", "test_prior": "train"}, "the outputs, which fit the test prior as they are, of"),
+        ({"fitted_prior": None}, "the outputs, which fit the test prior as they are, of"),  # an old file: by the numbers
+    ],
+)
+def test_whether_outputs_fit_the_test_prior_is_told_by_the_prior_and_not_by_chance(real, made, tmp_path, told, words):
+    test = read(real["mutual0"])["test"]
+    test["ensemble"]["raw"] = test["ensemble"]["compensated"]  # the same accuracies, as may happen by chance
+    made(real["mutual0"], "a", results={"test": test, **told})
+    (remark,) = (text for text in layout(tmp_path / "runs").remarks if text.startswith("As the methods' authors"))
+    assert f"{words} Mutual Learning" in remark
 
 
 @pytest.mark.parametrize(
@@ -192,15 +268,32 @@ def test_a_methods_own_findings_are_averaged_over_seeds(real, made, tmp_path):
     for seed in (0, 1):
         made(real[f"mutual{seed}"], str(seed), results={"details": details[seed]})
     (group,) = layout(tmp_path / "runs").experiment.groups
-    texts, by_class = findings(group)
-    assert dict(texts) == {
-        "mean experts": "2 ± 0.7071",
+    told = findings(group)
+    assert dict(told.texts) == {
+        "experts asked per image, mean": "2 ± 0.7071",
         "macs": "saved 0.25, all 3",
-        "by depth, 1": "few 2",
         "used": "60, 20",
         "chosen": "a | b",
     }
-    assert by_class == {"per class": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5]}
+    assert [(grid.title, grid.columns, grid.lines) for grid in told.grids] == [("by depth", ["few"], [["1", "2"]])]
+    assert told.by_class == {"per class": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5]}
+
+
+def test_dives_virtual_examples_are_a_table_of_temperatures_by_groups(real, made, tmp_path):
+    for seed, few in ((0, 7.0), (1, 9.0)):
+        at = {"1": {"many": 119.5, "medium": None, "few": few}, "6": {"many": 65.5, "medium": None, "few": 24.0}}
+        details = {"virtual_examples": [float(c) for c in range(10)], "effective_temperature": 6.0, "virtual_examples_at": at}
+        made(real[f"mutual{seed}"], str(seed), results={"details": details})
+    folder = tmp_path / "runs"
+    (group,) = layout(folder).experiment.groups
+    told = findings(group)
+    (grid,) = told.grids
+    assert (grid.title, grid.first) == ("virtual examples per class by effective temperature", "effective temperature")
+    assert grid.columns == ["many", "medium", "few"]
+    assert grid.lines == [["1", "119.5", "n/a", "8.0"], ["6", "65.5", "n/a", "24.0"]]
+    assert list(told.by_class) == ["virtual examples per class"]
+    assert told.texts == [("effective temperature", "6")]
+    assert "| effective temperature | many | medium | few |" in tables.to_markdown(layouts(folder), [], [])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -223,14 +316,32 @@ def cells_of(line):
 def test_markdown_tables_have_as_many_cells_in_every_row(cifar):
     text = tables.to_markdown(layouts(cifar), check_table(), ["An opening."])
     blocks = re.findall(r"(?:^\|.*\n?)+", text, flags=re.M)
-    assert len(blocks) == 4  # the table, its cost, other systems, the check
+    assert len(blocks) == 3  # the table, its cost, other systems
     for block in blocks:
         assert len({len(cells_of(line)) for line in block.splitlines()}) == 1
     (line,) = (line for line in blocks[0].splitlines() if line.startswith("| Mutual Learning |"))
     row = layout(cifar).rows[-1]
     assert cells_of(line)[1:5] == [stat.text() for stat in row.own]
-    assert "differs: more than rounding explains" in text
+    assert "Does the published table agree with itself?" not in text  # none of its figures stands here
     assert "An opening." in text
+
+
+def test_the_check_of_table_a2_stands_where_a_figure_of_it_does(real, made, tmp_path):
+    settings, results = as_cifar(real["mutual0"])
+    settings |= {"data._target_": "mllt.data.ImageNetLT", "data.imbalance_factor": None, "network.name": "resnext50"}
+    made(real["mutual0"], "a", settings, results)
+    text = tables.to_markdown(layouts(tmp_path / "runs"), check_table(), [])
+    assert "differs: more than rounding explains" in text
+
+
+def test_names_stay_text_in_markdown_and_foreign_ones_name_the_engine_of_latex(real, made, tmp_path):
+    made(real["mutual0"], "a", results={"method": "<b>R&D</b>\n\x1b鳥"})
+    found = layouts(tmp_path / "runs")
+    text = tables.to_markdown(found, [], ["<i>opening</i>"])
+    assert "| &lt;b&gt;R&amp;D&lt;/b&gt; 鳥 |" in text
+    assert "&lt;i&gt;opening" in text
+    assert "lualatex" in tables.to_latex(found).splitlines()[1]
+    assert "lualatex" not in tables.to_latex([layout(real["mutual0"])])
 
 
 def test_every_number_in_latex_sits_in_a_table_of_even_rows_and_nothing_is_left_unescaped(real, made, cifar):

@@ -1,7 +1,17 @@
-"""What runs beside training: progress and loggers."""
+"""What runs beside training: progress, loggers, and what a run is made by."""
 
 from mllt.callbacks.interrupt import StopBetweenSteps
 from mllt.callbacks.loggers import MetricsCSV, finish_loggers, tensorboard_logger, wandb_logger
 from mllt.callbacks.progress import RunProgress
+from mllt.callbacks.provenance import Provenance, SeedEpochs
 
-__all__ = ["MetricsCSV", "RunProgress", "StopBetweenSteps", "finish_loggers", "tensorboard_logger", "wandb_logger"]
+__all__ = [
+    "MetricsCSV",
+    "Provenance",
+    "RunProgress",
+    "SeedEpochs",
+    "StopBetweenSteps",
+    "finish_loggers",
+    "tensorboard_logger",
+    "wandb_logger",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +38,24 @@ def counted(number: int, one: str, many: str) -> str:
     ('1 class has', '2,000 classes have')
     """
     return f"{number:,} {one if number == 1 else many}"
+
+
+def fingerprint(splits: Splits) -> str:
+    """Sixteen digits of a hash of each split's labels and, where a source has them, its rows, or its paths and some files' sizes.
+
+    Paths are relative to the data's folder, which may lie anywhere; sizes tell other pictures of the same names.
+    """
+    digest = hashlib.sha256("\0".join(splits.class_names).encode("utf-8", "surrogateescape"))
+    for source in (splits.train, splits.val, splits.test):
+        for name in ("labels", "paths", "rows"):
+            values = getattr(source, name, None)
+            if isinstance(values, np.ndarray):
+                digest.update(f"{name} {values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
+        if source is not None and hasattr(source, "paths"):
+            some = np.unique(np.linspace(0, len(source) - 1, 1000).astype(np.int64))
+            names = [source.name_of(int(index)) for index in some]
+            digest.update(repr([os.path.getsize(name) if os.path.exists(name) else None for name in names]).encode())
+    return digest.hexdigest()[:16]
 
 
 class QuietLoader(DataLoader[Batch]):
@@ -114,6 +134,7 @@ class LongTailedDataModule(L.LightningDataModule):
         self.companion: str | None = None
         self.stage_batch_size: int | None = None
         self._splits: Splits | None = None
+        self._fingerprint = ""
 
     # -------------------------------------------------------------------------------------------- for subclasses
 
@@ -165,6 +186,12 @@ class LongTailedDataModule(L.LightningDataModule):
         """Training images per class, int64 `(C,)`."""
         return count_classes(self.splits.train.labels, self.num_classes)
 
+    @property
+    def fingerprint(self) -> str:
+        """Digits that tell which images with which labels are in which split (before any are held out), from other choices."""
+        self.setup()
+        return self._fingerprint
+
     def summary(self, many_above: int = 100, few_below: int = 20, *, inclusive: bool = False) -> str:
         """The tail in a few words: images, classes, largest and smallest class, imbalance factor, classes per group.
 
@@ -189,6 +216,7 @@ class LongTailedDataModule(L.LightningDataModule):
         if self._splits is not None:
             return
         splits = self.load_splits()
+        self._fingerprint = fingerprint(splits)
         if self.val_fraction:
             if splits.val is not None:
                 raise ArgumentError(f"{self.title} has a validation split of its own: set `val_fraction` to 0.")

@@ -59,6 +59,17 @@ def permutation(length: int, *coordinates: int) -> IntArray:
     return np.argsort(random_bits(*coordinates, np.arange(length, dtype=np.int64)), kind="stable").astype(np.int64)
 
 
+def images_by_class(labels: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Images class after class, where each class begins, and how many it has; classes without images are passed over.
+
+    >>> images_by_class(np.array([7, 9, 7]))
+    (array([0, 2, 1]), array([0, 2]), array([2, 1]))
+    """
+    images = np.argsort(labels, kind="stable").astype(np.int64)
+    _, first, counts = np.unique(labels[images], return_index=True, return_counts=True)
+    return images, first, counts
+
+
 class Draws:
     """The random numbers of the augmentation of some images: functions of (seed, epoch, position) only.
 
@@ -144,8 +155,8 @@ class ClassBalancedOrder:
     """
 
     def __init__(self, labels: IntArray, seed: int, *, shuffle: bool = True) -> None:
-        self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         self.length = check_integer("length", len(labels), 1)
+        self.by_class, self.first, self.counts = images_by_class(labels)
         self.seed = check_seed("seed", seed)
         self.shuffle = check_bool("shuffle", shuffle)
 
@@ -154,18 +165,24 @@ class ClassBalancedOrder:
 
     def __call__(self, epoch: int) -> IntArray:
         epoch = epoch if self.shuffle else 0
-        classes = len(self.members)
+        classes = len(self.counts)
         rounds = -(-self.length // classes)
         place = np.arange(rounds, dtype=np.int64)[:, None], np.arange(classes, dtype=np.int64)[None]
         turns = np.argsort(random_bits(self.seed, CLASSES, epoch, *place), axis=1, kind="stable")
-        drawn = np.stack([self._cycles(label, epoch, rounds) for label in range(classes)], axis=1)
-        return np.take_along_axis(drawn, turns, axis=1).reshape(-1)[: self.length]
+        return np.take_along_axis(self._drawn(epoch, rounds), turns, axis=1).reshape(-1)[: self.length]
 
-    def _cycles(self, label: int, epoch: int, count: int) -> IntArray:
-        """`count` images of a class: its members, shuffled anew for each time through."""
-        members = self.members[label]
-        cycles = [permutation(len(members), self.seed, MEMBERS, epoch, label, k) for k in range(-(-count // len(members)))]
-        return members[np.concatenate(cycles)[:count]]
+    def _drawn(self, epoch: int, rounds: int) -> IntArray:
+        """The image of each class in each round, `(rounds, C)`: its members, shuffled anew for each time through.
+
+        All at once, since there may be thousands of classes: class after class, as many whole cycles as the rounds take.
+        """
+        lengths = -(-rounds // self.counts) * self.counts
+        starts = np.cumsum(lengths) - lengths
+        label = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+        cycle, member = np.divmod(np.arange(len(label), dtype=np.int64) - starts[label], self.counts[label])
+        shuffled = np.lexsort((random_bits(self.seed, MEMBERS, epoch, label, cycle, member), cycle, label))
+        images = self.by_class[self.first[label] + member][shuffled]
+        return images[starts + np.arange(rounds)[:, None]]
 
 
 COMPANIONS = ("view", "reversed", "partner")
@@ -198,8 +215,7 @@ class Companions:
         self.shuffle = check_bool("shuffle", shuffle)
         self.length = len(labels)
         self.seed = check_seed("seed", seed)
-        self.by_class = np.argsort(labels, kind="stable").astype(np.int64)
-        _, self.first, self.counts = np.unique(labels[self.by_class], return_index=True, return_counts=True)
+        self.by_class, self.first, self.counts = images_by_class(labels)
         self.edges = np.cumsum(1 / self.counts) / np.sum(1 / self.counts)
 
     def __call__(self, request: BatchRequest, order: IntArray, start: int, stop: int) -> BatchRequest:
@@ -374,9 +390,10 @@ def per_class_split(labels: IntArray, fraction: float, seed: int) -> tuple[IntAr
     (3, 2)
     """
     shuffled = permutation(len(labels), seed, SPLIT)
+    by_class, first, counts = images_by_class(labels[shuffled])
+    place = np.arange(len(labels)) - np.repeat(first, counts)  # of each image among those of its class
+    out = np.minimum(np.rint(counts * fraction), counts - 1)
     held_out = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
-        held_out[members[: min(round(len(members) * fraction), len(members) - 1)]] = True
+    held_out[shuffled[by_class[place < np.repeat(out, counts)]]] = True
     every = np.arange(len(labels), dtype=np.int64)
     return every[~held_out], every[held_out]

@@ -33,14 +33,18 @@ def check_logits(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_seen(class_counts: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Class counts `(C,)` on the target's device; every target must be of a class that has training images.
+    """Class counts `(C,)`, on the CPU; every target must be of a class that has training images.
+
+    On the CPU, since what losses make of counts may then ask for their values without waiting for an accelerator; only the
+    result need be moved there.
 
     Raises:
         ArgumentError: one is not: a loss that knows the prior would be infinite there.
     """
-    counts = check_class_counts(class_counts, num_classes).to(target.device)
+    counts = check_class_counts(class_counts.cpu() if isinstance(class_counts, Tensor) else class_counts, num_classes)
     in_range = (target >= 0) & (target < num_classes)
-    wrong = target[~in_range | (counts[target.clamp(0, num_classes - 1)] == 0)]
+    empty = (counts == 0).to(target.device)
+    wrong = target[~in_range | empty[target.clamp(0, num_classes - 1)]]
     if len(wrong):  # asked once, for both: on an accelerator, every question waits for the device
         wrong = wrong.unique()
         outside = wrong[(wrong < 0) | (wrong >= num_classes)].tolist()

@@ -59,6 +59,8 @@ def guided_contrastive_loss(
         )
     wide = torch.promote_types(query.dtype, torch.float32)
     query, key, queue = query.to(wide), key.detach().to(wide), queue.detach().to(wide)
-    own = (query * key).sum(dim=1, keepdim=True) / temperature
-    others = (query @ queue.T / temperature).masked_fill(target[:, None] == queue_target[None], -torch.inf)
-    return (torch.cat([own, others], dim=1).logsumexp(dim=1) - own.squeeze(1)).sum() / max(len(target), 1)
+    query = query / temperature
+    own = (query * key).sum(dim=1)
+    # (B, K) numbers, which may be many: once, in place
+    others = (query @ queue.T).masked_fill_(target[:, None] == queue_target[None], -torch.inf)
+    return (torch.logaddexp(own, others.logsumexp(dim=1)) - own).sum() / max(len(target), 1)

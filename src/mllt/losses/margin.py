@@ -35,7 +35,9 @@ def ldam_loss(
         weight: `(C,)` weights of the classes (`drw_weights`), none negative; None: all alike.
 
     Returns:
-        Scalar, a (weighted) mean over the batch; float32 for half precision; 0 for an empty batch.
+        Scalar, a (weighted) mean over the batch; float32 for half precision; 0 for an empty batch. The weighted mean is over
+        the batch at hand: over each share of a batch that is cut up for several devices or accumulated steps, as in the
+        released code over the batch of its one device.
 
     Raises:
         ArgumentError: shapes do not fit, a number is out of range, or a target's class has no training image.
@@ -51,8 +53,8 @@ def ldam_loss(
     counts = check_seen(class_counts, target, logits.shape[-1])
     margins = counts.clamp(min=1).double() ** -0.25
     margins = max_margin * margins / margins[counts > 0].max()
-    shift = F.one_hot(target, logits.shape[-1]) * (scale * margins)
-    return expert_cross_entropy(logits - shift.to(logits), target, weight)
+    shift = F.one_hot(target, logits.shape[-1]) * (scale * margins).to(logits)
+    return expert_cross_entropy(logits - shift, target, weight)
 
 
 def drw_weights(class_counts: Tensor, beta: float = 0.9999) -> Tensor:

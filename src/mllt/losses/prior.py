@@ -49,6 +49,9 @@ def lade_regularizer(logits: Tensor, target: Tensor, class_counts: Tensor, remin
         D_c = log 1/B sum_i exp(u_ic)
         L   = - sum_c pi_c (A_c - D_c - lambda D_c^2)
 
+    The batch is the one at hand: each share of a batch that is cut up for several devices or accumulated steps, as in the
+    released code the batch of its one device.
+
     (Hong et al., "Disentangling Label Distribution for Long-tailed Visual Recognition", CVPR 2021, section 3.3, with the
     regularised Donsker-Varadhan form, "ReMINE", of section 3.4; weights and the case of a missing class as in its
     released code.)
@@ -74,8 +77,8 @@ def lade_regularizer(logits: Tensor, target: Tensor, class_counts: Tensor, remin
     counts = check_seen(class_counts, target, logits.shape[-1])
     if len(target) == 0:
         return logits.sum()  # 0, and can be stepped through; the mean over no image has no logarithm
-    seen = counts > 0
-    prior = class_prior(counts)[seen].to(logits)
+    seen = counts.nonzero().squeeze(1)
+    prior, seen = class_prior(counts)[seen].to(logits), seen.to(logits.device)
     own = F.one_hot(target, logits.shape[-1]).to(logits)[:, seen]  # (B, classes with images)
     logits = logits[..., seen]
     in_class = (logits * own).sum(dim=-2) / own.sum(dim=0).clamp(min=1)

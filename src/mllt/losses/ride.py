@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -45,7 +48,9 @@ def ride_loss(
         max_margin, scale: of LDAM.
 
     Returns:
-        Scalar, a mean over the batch; float32 for half precision; 0 for an empty batch.
+        Scalar, a mean over the batch (once re-weighted, of LDAM the weighted one); float32 for half precision; 0 for an empty
+        batch. The weighted mean is over the batch at hand: over each share of a batch that is cut up for several devices or
+        accumulated steps, as in the released code over the batch of its one device.
 
     Raises:
         ArgumentError: shapes do not fit, a number is out of range, or a target's class has no training image.
@@ -113,8 +118,9 @@ def routing_loss(asks: Tensor, logits: Tensor, target: Tensor, positive_weight: 
             f"Expected `asks` of two or more experts, floating, of shape (experts - 1, batch), ({experts - 1}, {batch}) here, "
             f"but got {tuple(asks.shape)} of {asks.dtype}."
         )
-    right = logits.detach().cumsum(dim=0).argmax(dim=-1) == target  # a sum has the largest logit where the mean has it
-    later = right.flip(0).cumsum(dim=0).flip(0)[1:] > 0
+    # Not by cumsum, which has no deterministic form on CUDA; a sum has the largest logit where the mean has it
+    right = torch.stack(list(itertools.accumulate(logits.detach()))).argmax(dim=-1) == target
+    later = torch.stack([right[k + 1 :].any(dim=0) for k in range(experts - 1)])
     helps = (~right[:-1] & later).to(logits)
     weight = logits.new_tensor(positive_weight)
     summed = F.binary_cross_entropy_with_logits(asks.to(logits), helps, pos_weight=weight, reduction="sum")

@@ -66,7 +66,7 @@ def label_aware_smoothing_loss(
         rise = 1 + (1.5 * math.pi + rank * math.pi / 2).sin()
     else:
         rise = rank if power is None else rank**power
-    eps = (smooth_tail + (smooth_head - smooth_tail) * rise)[target].to(logits)
+    eps = (smooth_tail + (smooth_head - smooth_tail) * rise).to(logits)[target]
     loss = -logits.log_softmax(dim=-1)
     own = loss.gather(-1, target.expand(len(logits), -1).unsqueeze(-1)).squeeze(-1)
     return ((1 - eps) * own + eps * loss.mean(dim=-1)).sum() / max(len(target), 1)

@@ -15,7 +15,7 @@ from mllt.methods.mutual import MutualLTModule
 from mllt.methods.pc_softmax import PCSoftmaxModule
 from mllt.methods.ride import RIDEModule
 from mllt.methods.ssd import SSDModule
-from mllt.methods.stages import Stage
+from mllt.methods.stages import Stage, fit_stages
 from mllt.methods.tau_norm import TauNormModule
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "SSDModule",
     "Stage",
     "TauNormModule",
+    "fit_stages",
     "load_checkpoint",
 ]

@@ -52,8 +52,8 @@ class ACEModule(LongTailedModule):
     Args:
         num_experts: N.
         max_counts: N - 1 falling whole numbers: expert k + 1 owns the classes of at most `max_counts[k - 1]` training images.
-            None: with three experts medium and few, then few, by the shot-group rule; with another number expert k owns the
-            rarest (N - k + 1) / N of the classes, rounded up.
+            None: with three experts medium and few, then few, by the shot-group rule; with another number, or where no class
+            is many-shot, expert k owns the rarest (N - k + 1) / N of the classes, rounded up.
         complement_weight: w >= 0.
         complement: what is held at 0, "classes" (the logits of classes that an expert does not own) or "samples" (all logits of
             images whose class it does not own), see `mllt.losses.complement_loss`.
@@ -63,7 +63,8 @@ class ACEModule(LongTailedModule):
         common: see `LongTailedModule`.
 
     Raises:
-        ArgumentError: a value is out of range, values do not fit each other, or an expert would own no class.
+        ArgumentError: a value is out of range, values do not fit each other, or an expert would own no class, or not fewer
+            than the one before.
 
     >>> module = ACEModule(class_counts=[300, 30, 10, 2], network="resnet20")
     >>> module.owned.int().tolist()
@@ -74,8 +75,8 @@ class ACEModule(LongTailedModule):
     fitted_prior = "uniform"
     reconstructed = (
         "No official code: the whole method is built from its description.",
-        "The classes of each expert: by the shot-group rule with three experts, else equal steps in the number of classes; the "
-        "authors set them by hand.",
+        "The classes of each expert: by the shot-group rule with three experts, else (and where no class is many-shot) equal "
+        "steps in the number of classes; the authors set them by hand.",
         "The cross entropy of expert k is summed over the images of its classes and divided by the number of them that a batch "
         "holds on average, so that it does not depend on how a batch is cut over devices.",
         "The complement loss has weight 1 and is averaged over all images of the batch and all C classes, since the plain sum "
@@ -146,7 +147,7 @@ class ACEModule(LongTailedModule):
         return {"classes_per_expert": self.owned.sum(dim=1).tolist(), "image_shares": self.image_shares}
 
     def _subsets(self, limits: Sequence[int]) -> Tensor:
-        """Which classes each expert owns, bool `(N, C)`."""
+        """Which classes each expert owns, bool `(N, C)`: fewer than the one before."""
         counts = self.class_counts
         for number, limit in enumerate(limits, start=2):
             if limit < counts.min():
@@ -154,30 +155,30 @@ class ACEModule(LongTailedModule):
                     f"Expected every expert to own a class, but expert {number} would own those of at most {limit} training "
                     f"images, and the rarest class has {int(counts.min())}. Set larger `max_counts`, or fewer experts."
                 )
-        return torch.stack([torch.ones_like(counts, dtype=torch.bool), *(counts <= limit for limit in limits)])
+        owned = torch.stack([torch.ones_like(counts, dtype=torch.bool), *(counts <= limit for limit in limits)])
+        sizes = owned.sum(dim=1).tolist()
+        if not _falling(sizes):
+            raise ArgumentError(
+                f"Expected every expert to own fewer classes than the one before, but all, and those of at most {list(limits)} "
+                f"training images, are {sizes} classes. Set other `max_counts`, or fewer experts."
+            )
+        return owned
 
     def _default_limits(self) -> list[int]:
         """The largest class of every expert but the first, by the rule for `max_counts=None`."""
         hp, counts, experts = self.hparams, self.class_counts, self.num_experts
-        if experts == 3:
-            groups = shot_groups(counts, hp["many_above"], hp["few_below"], inclusive=hp["shot_edges_inclusive"])
+        groups = shot_groups(counts, hp["many_above"], hp["few_below"], inclusive=hp["shot_edges_inclusive"])
+        if experts == 3 and groups["many"].any():
             if not groups["few"].any():
                 raise ArgumentError(
                     "Expected few-shot classes for the third expert to own, but there are none: the rarest class has "
                     f"{int(counts.min())} training images. Set `max_counts` to two numbers, such as [100, 60], or another "
                     "number of experts."
                 )
-            limits = [int(counts[~groups["many"]].max()), int(counts[groups["few"]].max())]
-        else:
-            rarest_first = counts.sort().values
-            sizes = [-(-len(counts) * (experts - k) // experts) for k in range(1, experts)]
-            limits = [int(rarest_first[size - 1]) for size in sizes]
-        if not _falling(limits):
-            raise ArgumentError(
-                f"Expected classes of enough different sizes for {experts} experts to own ever rarer ones, but their most "
-                f"frequent classes (from the second expert on) would have {limits} images. Set `max_counts`, or fewer experts."
-            )
-        return limits
+            return [int(counts[~groups["many"]].max()), int(counts[groups["few"]].max())]
+        rarest_first = counts.sort().values
+        sizes = [-(-len(counts) * (experts - k) // experts) for k in range(1, experts)]
+        return [int(rarest_first[size - 1]) for size in sizes]
 
 
 def check_max_counts(max_counts: Sequence[int], num_experts: int) -> list[int]:

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from mllt.checkpoint import FORMAT, KEY, plain_values, read_checkpoint
@@ -249,7 +250,14 @@ class LongTailedModule(L.LightningModule):
         Raises:
             ArgumentError: the method has no such stage.
         """
-        self._enter(check_choice("stage", stage, [known.name for known in self.stages()]))
+        names = [known.name for known in self.stages()]
+        check_choice("stage", stage, names)
+        if self._stage is not None and names.index(stage) <= names.index(self._stage):
+            raise ArgumentError(
+                f"Expected a stage after {self._stage!r}, which has begun, but got {stage!r} of {', '.join(names)}. To train "
+                "a stage again, begin with a new module, or load the checkpoint of the stage before."
+            )
+        self._enter(stage)
         self.train()  # a trainer leaves the modes of modules as it finds them
 
     def _enter(self, stage: str) -> None:
@@ -260,7 +268,7 @@ class LongTailedModule(L.LightningModule):
 
     def restore(self, stage: str | None, weights: dict[str, Any], *, strict: bool = True) -> None:
         """Take the weights of a checkpoint of this stage (None: the first one)."""
-        if stage is not None:
+        if stage is not None and stage != self._stage:
             self.begin(stage)
         self.load_state_dict(weights, strict=strict)
 
@@ -268,6 +276,11 @@ class LongTailedModule(L.LightningModule):
     def stage(self) -> str:
         """The name of the stage that is trained; the first one until another begins."""
         return self.stages()[0].name if self._stage is None else self._stage
+
+    @property
+    def begun(self) -> str | None:
+        """The name of the stage that has begun; None before any has."""
+        return self._stage
 
     @property
     def fits(self) -> str:
@@ -366,6 +379,8 @@ class LongTailedModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Refuse now what would train wrongly, or a checkpoint that could not be loaded."""
         check_rebuildable(self)
+        if not self.training:  # as it comes from a checkpoint; what a method freezes stays so
+            self.train()
         data = getattr(self.trainer, "datamodule", None)
         theirs = getattr(data, "class_counts", None)
         if theirs is not None:
@@ -383,7 +398,7 @@ class LongTailedModule(L.LightningModule):
         terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
         images = len(batch.targets) * (batch.weight > 0)  # none where an image only fills up an empty share
-        for name, value in {"loss": loss, **terms}.items():
+        for name, value in {**terms, "loss": loss}.items():
             self._log_mean(name, value.detach(), images)
         return loss * batch.weight
 
@@ -403,6 +418,15 @@ class LongTailedModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_table("val", self.evaluation.compute())
+
+    def on_test_start(self) -> None:
+        """Say so when what is tested is not yet the whole method."""
+        names = [stage.name for stage in self.stages()]
+        if self.stage != names[-1]:
+            rank_zero_warn(
+                f"{self.method or type(self).__name__} has the stages {', '.join(names)}, and this model is of {self.stage!r}. "
+                "mllt.fit_stages trains all of them."
+            )
 
     def on_test_epoch_start(self) -> None:
         self.evaluation.reset()
@@ -477,16 +501,22 @@ class LongTailedModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The trainer is about to load a checkpoint: method and network must be the same, and to go on training the recipe."""
+        training = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        self.check_checkpoint(checkpoint, training=training)
+        theirs = checkpoint.get(KEY, {}).get("stage", self.stage)
+        if not training and self._stage is None:
+            self._enter(theirs)
+        if theirs != self.stage:
+            raise CheckpointError(
+                f"Expected a checkpoint of stage {self.stage!r}, but it is of stage {theirs!r}. Call begin({theirs!r}) first."
+            )
+
+    def check_checkpoint(self, checkpoint: dict[str, Any], *, training: bool) -> None:
+        """Raise `CheckpointError` unless a checkpoint is of this method and network, and to go on `training` of this recipe."""
         ours = checkpoint.get(KEY, {})
         stored = {**checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), "method": ours.get("method")}
-        training = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         check_same_settings(stored, {**plain_values(self.hparams), "method": self.method}, training=training)
         check_subclass(type(self), ours.get("subclass"), "the checkpoint")
-        if training and ours.get("stage", self.stage) != self.stage:
-            raise CheckpointError(
-                f"Expected a checkpoint of stage {self.stage!r} to go on from, but it is of stage {ours['stage']!r}. "
-                f"Call begin({ours['stage']!r}) first."
-            )
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -61,7 +61,8 @@ def companion_of(batch: Batch | PairedBatch, kind: str) -> Batch:
     if batch.companion.images.shape != batch.images.shape:
         raise ArgumentError(
             f"Expected as many companions of the same size as images, but got {tuple(batch.images.shape)} and "
-            f"{tuple(batch.companion.images.shape)}."
+            f"{tuple(batch.companion.images.shape)}. Two loaders must give batches of one size to the end: let both have as "
+            "many images and the same batch size, or drop_last=True."
         )
     return batch.companion
 

@@ -23,6 +23,7 @@ class CRTModule(DecoupledModule):
     """
 
     method = "crt"
+    reconstructed = ("Batch statistics of the frozen network stay as the first stage left them.",)
 
     def prepare_head(self) -> None:
         for head in self.network.heads:

@@ -116,9 +116,9 @@ class DIVEModule(LongTailedModule):
     def details(self) -> dict[str, Any]:
         """The virtual examples of the last epoch's images: what to choose the temperature by.
 
-        "virtual_examples": how many each class got, C numbers, at "effective_temperature", tau / p. By effective temperature,
-        the one in use and others: "virtual_examples_at", the same C numbers, and "virtual_examples_per_class", their mean over
-        the many-, medium- and few-shot classes (None for a group without classes). A good one makes these three about equal.
+        "virtual_examples": how many each class got, C numbers, at "effective_temperature", tau / p. "virtual_examples_at": by
+        effective temperature, the one in use and others, their mean over the many-, medium- and few-shot classes (None for a
+        group without classes). A good one makes these three about equal.
         """
         if self._virtual_examples is None:
             return {}
@@ -131,8 +131,7 @@ class DIVEModule(LongTailedModule):
         return {
             "virtual_examples": at[f"{used:g}"].tolist(),
             "effective_temperature": used,
-            "virtual_examples_at": {name: counts.tolist() for name, counts in at.items()},
-            "virtual_examples_per_class": {
+            "virtual_examples_at": {
                 name: {group: float(counts[mask].mean()) if mask.any() else None for group, mask in groups.items()}
                 for name, counts in at.items()
             },

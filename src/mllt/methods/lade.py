@@ -7,7 +7,8 @@ Hong et al., "Disentangling Label Distribution for Long-tailed Visual Recognitio
 with L_R of `mllt.losses.lade_regularizer`, both on the same logits. Weights of the paper's table 7: alpha 0.1 and lambda 0.01
 on CIFAR100-LT at imbalance 100 (0.01 and 0.01 at 50 and 10), 0.05 and 0.5 on ImageNet-LT and iNaturalist 2018, 0.005 and 0.1
 on Places-LT. The released code's "ResNet-32" for CIFAR is a network of two branches and 128 features (BBN's); here it is the
-plain one.
+plain one. L_R is of the batch of the one device; where a batch is cut up for several, or into accumulated steps, it is the mean
+over its shares here.
 """
 
 from __future__ import annotations

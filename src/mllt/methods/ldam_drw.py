@@ -5,8 +5,9 @@ gives up a margin m_c ~ n_c^(-1/4) before softmax (LDAM); from the first drop of
 their effective number (deferred re-weighting, DRW).
 
 As released: a cosine head of scale 30, largest margin 0.5, beta 0.9999. Re-weighting begins after 160 of 200 epochs; that
-is a share of the run here (`reweight_from=0.8`). The raw logits are what is reported: they are compensated for a test prior
-other than uniform only.
+is a share of the run here (`reweight_from=0.8`). The weighted mean is over the batch of the one device; where a batch is cut up
+for several devices or accumulated steps, over each of its shares here. The raw logits are what is reported: they are
+compensated for a test prior other than uniform only.
 """
 
 from __future__ import annotations

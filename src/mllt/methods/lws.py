@@ -25,3 +25,4 @@ class LWSModule(ScaledModule):
     """
 
     method = "lws"
+    reconstructed = ("Batch statistics of the frozen network stay as the first stage left them.",)

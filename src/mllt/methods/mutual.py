@@ -50,6 +50,11 @@ class MutualLTModule(LongTailedModule):
     """
 
     method = "mutual"
+    reconstructed = (
+        "Mutual learning's number of experts, their topology (RIDE's, at 3/4 width) and their linear heads.",
+        "The weight 1 and temperature 1 of the mutual term, pairwise on raw probabilities of detached peers.",
+        "The mean of logits as ensemble.",
+    )
 
     def __init__(
         self,

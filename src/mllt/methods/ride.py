@@ -7,11 +7,14 @@ Wang et al., "Long-tailed Recognition by Routing Diverse Distribution-Aware Expe
   mean of all (`mllt.losses.ride_loss`). With distillation, all minimise N * (that + T^2 KL(teacher || mean of the experts)).
 - "routing": all else frozen, routers learn whether one more expert is worth asking (`mllt.losses.routing_loss`): for each but
   the last expert its feature, brought to unit length and to 16 numbers, together with the top logits of the experts so far.
-  An image is then shown to expert after expert until the router says enough, and the logits of those are averaged.
+  An image is then shown to expert after expert until the router says enough, and the logits of those are averaged. On a
+  training set that is learned by heart there is nothing to learn for a router (no further expert ever helps), and the first
+  expert will answer for all images: `routing_epochs=0` there.
 
 As released, where it differs from the paper: the factor mean(T)^2 on the diversity term; a diversity of 0 switches to LDAM of
 the experts' mean; the factor N on the whole loss with distillation, which is on the experts' mean and not on each.
-Re-weighting begins after 160 of 200 epochs (80 of 100 on the large sets): a share of the run here.
+Re-weighting begins after 160 of 200 epochs (80 of 100 on the large sets): a share of the run here. Its weighted mean is over
+the batch of the one device; where a batch is cut up for several, over each of its shares here.
 """
 
 from __future__ import annotations
@@ -128,8 +131,10 @@ class RIDEModule(LongTailedModule):
         )
         self.router: Any = None  # a `Router` in the routing stage
         self._asked: Tensor | None = None  # while testing: how many images were shown to 1 .. N experts
+        self._image_size = (0, 0)
         self._found: dict[str, Any] = {}
-        if self.stage == "teacher":
+        self._network_will_teach = self.stage == "teacher"
+        if self._network_will_teach:
             self.use_network(self.make_network(num_experts=teacher_experts))
 
     # ---------------------------------------------------------------------------------------------------- stages
@@ -142,10 +147,10 @@ class RIDEModule(LongTailedModule):
         return [*teacher, Stage("experts"), *routing]
 
     def on_stage(self) -> None:
-        names = [stage.name for stage in self.stages()]
-        if self.stage == names[0]:  # as constructed
+        if self.stage == "teacher":  # as constructed
             return
-        if names[0] == "teacher" and self.network.num_experts == self.hparams["teacher_experts"] and self.teacher is None:
+        if self._network_will_teach:
+            self._network_will_teach = False
             self.teacher = Teacher(self.network)
             self.use_network(self.make_network())
         if self.stage == "routing":
@@ -203,8 +208,8 @@ class RIDEModule(LongTailedModule):
         with torch.no_grad():
             features = self.network.features(batch.images)
             logits = torch.stack([self.network.classify(k, features[k]) for k in range(self.num_experts)])
-        means = logits.cumsum(dim=0) / torch.arange(1, self.num_experts + 1, device=logits.device)[:, None, None]
-        asks = torch.stack([self.router(k, features[k], means[k]) for k in range(self.num_experts - 1)])
+        means = [logits[: k + 1].mean(dim=0) for k in range(self.num_experts - 1)]
+        asks = torch.stack([self.router(k, features[k], mean) for k, mean in enumerate(means)])
         return routing_loss(asks, logits, batch.targets, self.hparams["routing_positive_weight"])
 
     # --------------------------------------------------------------------------------------------------- inference
@@ -216,7 +221,7 @@ class RIDEModule(LongTailedModule):
         if self._asked is not None:
             asked = (weights > 0).sum(dim=0).flatten()
             self._asked += asked.bincount(minlength=self.num_experts + 1)[1:]
-            self._found["image_size"] = list(images.shape[-2:])
+            self._image_size = (images.shape[-2], images.shape[-1])
         return logits, weights
 
     def together(self, images: Tensor) -> Tensor:
@@ -235,12 +240,13 @@ class RIDEModule(LongTailedModule):
 
         Returns:
             Logits `(N, B, C)`, 0 where an expert was not asked (unless `every`), and weights `(N, B, 1)`: 1 over the number of
-            experts that an image asked, 0 for the others.
+            experts that an image asked, 0 for the others. Both float32.
         """
         network = self.network
         shared, experts = network.trunk(images), self.num_experts
-        logits = torch.zeros(experts, len(images), self.num_classes, device=images.device)
-        weights = torch.zeros(experts, len(images), 1, device=images.device)
+        # float32 whatever a trainer makes the default type
+        logits = torch.zeros(experts, len(images), self.num_classes, dtype=torch.float32, device=images.device)
+        weights = torch.zeros(experts, len(images), 1, dtype=torch.float32, device=images.device)
         asking = torch.arange(len(images), device=images.device)
         for k in range(experts):
             if not len(asking) and not every:
@@ -264,9 +270,12 @@ class RIDEModule(LongTailedModule):
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
         asked: Tensor = self.all_gather(self._asked)  # type: ignore[arg-type, assignment]
-        self._asked = None
-        if self.router is not None:
-            self._found["images_by_experts"] = asked.view(-1, self.num_experts).sum(dim=0).tolist()
+        # Of every device, since one may have had no image
+        size: Tensor = self.all_gather(torch.tensor(self._image_size, device=self.device))  # type: ignore[assignment]
+        self._asked, self._found = None, {}
+        images = asked.view(-1, self.num_experts).sum(dim=0)
+        if self.router is not None and images.any():
+            self._found = {"images_by_experts": images.tolist(), "image_size": size.view(-1, 2).amax(dim=0).tolist()}
 
     def details(self) -> dict[str, Any]:
         """Of the last test: images by the number of experts that they asked, its mean, and the computation that it saves.
@@ -274,7 +283,7 @@ class RIDEModule(LongTailedModule):
         "flops_all_experts" and "flops_per_image" are twice the multiply-accumulates of `mllt.networks.count_macs`, routers
         included; "flops_saved" is their difference in percent.
         """
-        if "images_by_experts" not in self._found:
+        if not self._found:
             return {}
         images = torch.tensor(self._found["images_by_experts"], dtype=torch.float64)
         shares, numbers = images / images.sum(), torch.arange(1, self.num_experts + 1)
@@ -316,13 +325,15 @@ class Router(nn.Module):
         return self.reduce[0].weight.numel() + self.decide.weight.numel()  # type: ignore[operator]
 
     def forward(self, expert: int, features: Tensor, logits: Tensor) -> Tensor:
-        """How strongly one more is asked for, a logit `(B,)`.
+        """How strongly one more is asked for, a logit `(B,)`; computed in float32 under autocast.
 
         Args:
             expert: the last one that answered, 0 .. N-2.
             features: its features, `(B, D)`.
             logits: the mean of the logits so far, `(B, C)`.
         """
-        hidden = F.relu(self.reduce[expert](F.normalize(features, dim=1)))
-        top = logits.topk(self.top_k, dim=1).values.to(hidden.dtype)
-        return self.decide(torch.cat([hidden, top], dim=1)).squeeze(1)
+        exact = self.decide.weight.dtype
+        with torch.autocast(features.device.type, enabled=False):  # float32, as heads are
+            hidden = F.relu(self.reduce[expert](F.normalize(features.to(exact), dim=1)))
+            top = logits.to(exact).topk(self.top_k, dim=1).values
+            return self.decide(torch.cat([hidden, top], dim=1)).squeeze(1)

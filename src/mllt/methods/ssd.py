@@ -154,8 +154,8 @@ class SSDModule(LongTailedModule):
                 head.bias *= self.scales
         self.teacher = (DriftingTeacher if self.hparams["drifting_statistics"] else Teacher)(self.network)
         self.scales = None
-        self.use_network(self.make_network(pretrained=False))
-        self.hard_head = self.make_network(pretrained=False).heads[0]
+        self.use_network(self.make_network())
+        self.hard_head = self.make_network(pretrained=False).heads[0]  # heads are never pretrained
 
     def recipe(self) -> dict[str, Any]:
         common, lr = super().recipe(), self.hparams["label_lr"]
@@ -255,7 +255,7 @@ class Contrast(nn.Module):
         self._held = []
         keys, targets = keys[-len(self.queue) :], targets[-len(self.queue) :]
         places = (self.queue_at + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[places], self.queue_targets[places] = keys, targets
+        self.queue[places], self.queue_targets[places] = keys.to(self.queue.dtype), targets
         self.queue_at = (self.queue_at + len(keys)) % len(self.queue)
         for behind, ahead in ((self.key_network, network), (self.key_projector, self.projector)):
             for slow, quick in zip(behind.parameters(), ahead.parameters(), strict=True):

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mllt.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from mllt.methods.base import LongTailedModule
 
 
 @dataclass(frozen=True)
@@ -25,3 +34,41 @@ class Stage:
     companion: str | None = None
     batch_size: int | None = None
     fitted_prior: str | None = None
+
+
+def fit_stages(module: LongTailedModule, make_trainer: Callable[[Stage], L.Trainer], *args: Any, **fit: Any) -> L.Trainer:
+    """Train a method through all its stages, each with a trainer of its own.
+
+    Args:
+        module: the method; stages that have been trained already, one after the other, are passed over.
+        make_trainer: from a stage to a new trainer, such as
+            `lambda stage: L.Trainer(max_epochs=stage.epochs or 100)`.
+        args, fit: of `Trainer.fit`, such as `datamodule=data`. Loaders of your own must give what the stages ask for
+            (`Stage.sampling`, `Stage.companion`); our data modules do so by themselves.
+
+    Returns:
+        The trainer of the last stage.
+
+    Raises:
+        ArgumentError: all stages have been trained.
+
+    >>> import lightning as L, logging
+    >>> from mllt import CRTModule, DigitsLT
+    >>> logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    >>> data = DigitsLT(batch_size=107)
+    >>> model = CRTModule(class_counts=data.class_counts, network="resnet20", width=0.25, shared="none", head_epochs=1)
+    >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    >>> trainer = fit_stages(model, lambda stage: L.Trainer(max_epochs=1, **quiet), datamodule=data)
+    >>> model.stage
+    'head'
+    """
+    stages = module.stages()
+    names = [stage.name for stage in stages]
+    left = stages if module.begun is None else stages[names.index(module.begun) + 1 :]
+    if not left:
+        raise ArgumentError(f"Expected a stage after {module.begun!r} to train, but there is none. Begin with a new module.")
+    for stage in left:
+        module.begin(stage.name)
+        trainer = make_trainer(stage)
+        trainer.fit(module, *args, **fit)
+    return trainer

@@ -33,6 +33,7 @@ class TauNormModule(LongTailedModule):
 
     method = "tau_norm"
     fitted_prior = "uniform"
+    reconstructed = ("tau = 0.7: its authors choose it on validation images, and the chosen values are not public.",)
 
     def __init__(self, *, tau: float = 0.7, head: str = "linear", **common: Any) -> None:
         if head != "linear":

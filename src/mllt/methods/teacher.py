@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,24 @@ class Teacher(nn.Module):
     def __init__(self, network: Any, offset: Tensor | None = None) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
-        self.register_buffer("offset", torch.zeros(network.num_classes) if offset is None else offset.float())
+        zero = torch.zeros(network.num_classes, dtype=torch.float32)
+        self.register_buffer("offset", zero if offset is None else offset.float())
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay as it is."""
         return super().train(False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
+        """Whatever type the module is brought to, the offset stays float32."""
+        exact = self.offset
+        super()._apply(fn, recurse)
+        self.offset = exact.to(self.offset.device)
+        return self
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(B, C)`, float32 also for half precision."""
+        """Logits `(B, C)`, float32 whatever the type of the images."""
         return ensemble_logits(self.network(images).float(), offset=self.offset)
 
 

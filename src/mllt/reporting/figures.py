@@ -9,17 +9,19 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from mllt.longtail import SHOT_GROUPS, shot_groups
+from mllt.longtail import SHOT_GROUPS
+from mllt.reporting.checks import groups_of
 from mllt.reporting.groups import Experiment, Group
 from mllt.reporting.layout import Layout, Row, Stat, findings
 from mllt.reporting.published import GROUPS
@@ -41,6 +43,7 @@ _STYLE: Any = {
     "axes.linewidth": 0.8,
     "axes.axisbelow": True,
     "axes.unicode_minus": False,
+    "text.parse_math": False,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "grid.color": GRID,
@@ -51,6 +54,8 @@ _STYLE: Any = {
 _SHORT = {"many": "many", "medium": "med.", "few": "few"}
 WIDTH = 4.2  # inches, at 72 units to the inch
 MOST_BARS = 120  # classes in a panel that are drawn one by one; of more, neighbours are averaged
+NAME_WIDTH = 30  # characters in a line beside a bar
+MOST_PANELS = 24  # in a figure with one for each group of runs
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,19 @@ def charts(layout: Layout) -> list[Chart]:
     ]
 
 
+def _drawn(experiment: Experiment) -> list[Group]:
+    """The groups that figures with a panel for each have one of: all, as long as a page can hold them."""
+    return experiment.finished[:MOST_PANELS]
+
+
+def _rest(experiment: Experiment) -> str:
+    """What a caption says where not all groups are drawn."""
+    total = len(experiment.finished)
+    return f" Of {total} rows the first {MOST_PANELS} are drawn; a report of fewer runs draws the others." * (
+        total > MOST_PANELS
+    )
+
+
 class _Canvas:
     """A drawing under way: `ax` to draw on, and then `panel()`."""
 
@@ -107,7 +125,9 @@ class _Canvas:
         """The finished drawing."""
         file = io.StringIO()
         # The salt makes the names inside unique in the page, and the same in every report of the same runs.
-        with mpl.rc_context({"svg.hashsalt": self.key}):
+        # Characters that the font lacks are no matter: the page's own font will have them.
+        with mpl.rc_context({"svg.hashsalt": self.key}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")
             self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         return Panel(title, description, _inline(file.getvalue(), self.key))
 
@@ -139,13 +159,7 @@ def _order(experiment: Experiment) -> tuple[list[int], list[int]]:
 def _bands(experiment: Experiment) -> list[tuple[str, int, int]]:
     """The shot groups that have classes, as (name, first rank, last rank + 1), by the rule of the runs."""
     _, counts = _order(experiment)
-    rule = experiment.finished[0].runs[0].config.get("evaluation") or {}
-    groups = shot_groups(
-        torch.tensor(counts),
-        int(rule.get("many_above", 100)),
-        int(rule.get("few_below", 20)),
-        inclusive=bool(rule.get("shot_edges_inclusive", False)),
-    )
+    groups = groups_of(counts, experiment.finished[0].config)
     found, start = [], 0
     for name in SHOT_GROUPS:
         size = int(groups[name].sum())
@@ -221,7 +235,9 @@ def _bars_of(rows: Sequence[Row], column: int, key: str) -> Panel | None:
     stats = [row.own[column] for row in rows]
     if all(stat is None for stat in stats):
         return None
-    canvas = _Canvas(key, 0.75 + 0.27 * len(rows))
+    names = [textwrap.fill(row.name, NAME_WIDTH, max_lines=3, placeholder=" …") for row in rows]
+    lines = max(name.count("\n") + 1 for name in names)
+    canvas = _Canvas(key, 0.75 + (0.27 if lines == 1 else 0.19 * lines) * len(rows))
     ax = canvas.ax
     for place, (row, stat) in enumerate(zip(rows, stats, strict=True)):
         if stat is not None:
@@ -231,7 +247,7 @@ def _bars_of(rows: Sequence[Row], column: int, key: str) -> Panel | None:
         printed = row.beside.accuracies[column] if row.beside else None
         if printed is not None:
             ax.plot(printed, place, marker="D", markersize=5.5, color=PAPER, markeredgecolor=INK, linestyle="none", zorder=4)
-    ax.set_yticks(range(len(rows)), [row.name for row in rows], color=INK)
+    ax.set_yticks(range(len(rows)), names, color=INK)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlim(0, 112)
     ax.set_xticks([0, 25, 50, 75, 100])
@@ -249,7 +265,7 @@ def per_class(experiment: Experiment, prefix: str) -> Chart:
     reference = next((group for group in experiment.finished if group.method == "cross_entropy"), experiment.finished[0])
     with mpl.rc_context(_STYLE):
         panels = []
-        for number, group in enumerate(experiment.finished):
+        for number, group in enumerate(_drawn(experiment)):
             canvas = _Canvas(f"{prefix}-class-{number}", 2.3)
             _draw_bands(canvas.ax, experiment)
             _steps(canvas.ax, lines[id(group)], color=FIRST)
@@ -264,7 +280,7 @@ def per_class(experiment: Experiment, prefix: str) -> Chart:
     caption = "The most frequent class is on the left; means over seeds."
     caption += f" Dashed: {reference.title}." if len(experiment.finished) > 1 else ""
     caption += f" Neighbouring classes are averaged, {len(order):,} in {MOST_BARS} steps." if len(order) > MOST_BARS else ""
-    return Chart("classes", "Accuracy by class", caption, panels)
+    return Chart("classes", "Accuracy by class", caption + _rest(experiment), panels)
 
 
 def _per_class(group: Group, order: Sequence[int]) -> list[float]:
@@ -309,7 +325,7 @@ def reliability(experiment: Experiment, prefix: str) -> Chart:
     panels = []
     missing = []
     with mpl.rc_context(_STYLE):
-        for number, group in enumerate(experiment.finished):
+        for number, group in enumerate(_drawn(experiment)):
             bins = reliability_bins(group)
             if bins is None:
                 missing.append(group.title)
@@ -320,7 +336,7 @@ def reliability(experiment: Experiment, prefix: str) -> Chart:
         "much confidence. The pale bars are the share of the images. All seeds together; ECE is the expected calibration error."
     )
     untold = f"The results of {', '.join(missing)} hold no bins of confidence: an earlier version of mllt wrote them."
-    texts = [caption] * bool(panels) + [untold] * bool(missing)
+    texts = [caption + _rest(experiment)] * bool(panels) + [untold] * bool(missing)
     return Chart("reliability", "Reliability", " ".join(texts), panels)
 
 
@@ -390,16 +406,16 @@ def curves(experiment: Experiment, prefix: str) -> list[Chart]:
     ):
         panels = []
         with mpl.rc_context(_STYLE):
-            for number, group in enumerate(experiment.finished):
-                lines = [(run.seed, list(_curve(run.curves(), name))) for run in group.runs]
+            for number, group in enumerate(_drawn(experiment)):
+                lines = [(run.seed, list(_curve(run.curves, name))) for run in group.runs]
                 lines = [(seed, points) for seed, points in lines if points]
                 if lines:
                     panels.append(_curve_panel(group, lines, title, f"{prefix}-{key}-{number}"))
         if panels:
             seeds = "A line per seed. " if any(len(group.runs) > 1 for group in experiment.finished) else ""
-            staged = any(len(group.runs[0].curves()) > 1 for group in experiment.finished)
+            staged = any(len(group.runs[0].curves) > 1 for group in experiment.finished)
             stages = "A dotted line is where a new stage begins. " if staged else ""
-            found.append(Chart(key, title, f"By epoch. {seeds}{stages}{caption}", panels))
+            found.append(Chart(key, title, f"By epoch. {seeds}{stages}{caption}{_rest(experiment)}", panels))
     return found
 
 
@@ -422,16 +438,24 @@ def _curve_panel(group: Group, lines: Sequence[tuple[int, list[tuple[float, floa
         marker = "o" if len(points) < 3 else None
         ax.plot(epochs, values, color=FIRST, linestyle=styles[number % 4], linewidth=1.4, marker=marker)
     longest = max((points for _, points in lines), key=len)
-    for (_, _, before), (x, _, stage) in itertools.pairwise(longest):
-        if stage != before:
-            ax.axvline(x - 0.5, color=MUTED, linestyle=":", linewidth=1.2)
-            ax.text(x - 0.2, 1.01, stage, transform=ax.get_xaxis_transform(), fontsize=9, color=MUTED, va="bottom")
+    _draw_stages(ax, longest)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.margins(x=0.02)
     ax.grid(axis="y")
     ax.set_xlabel("epoch")
     ends = ", ".join(f"seed {seed} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for seed, points in lines)
     return canvas.panel(group.title, f"{title}: {ends}.")
+
+
+def _draw_stages(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """A line where a new stage begins, and its name on the side where there is room."""
+    begins = [(x, stage) for (_, _, before), (x, _, stage) in itertools.pairwise(points) if stage != before]
+    ends = [*(x for x, _ in begins[1:]), points[-1][0]]
+    for (x, stage), end in zip(begins, ends, strict=False):  # the one end beyond them where there is one stage
+        ax.axvline(x - 0.5, color=MUTED, linestyle=":", linewidth=1.2)
+        room = (end - x) / points[-1][0] > 0.25
+        where, side = (x - 0.2, "left") if room else (x - 0.8, "right")
+        ax.text(where, 1.01, stage, transform=ax.get_xaxis_transform(), fontsize=9, color=MUTED, va="bottom", ha=side)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -443,13 +467,13 @@ def own_findings(experiment: Experiment, prefix: str) -> list[Chart]:
     order, _ = _order(experiment)
     found: dict[str, list[Panel]] = {}
     with mpl.rc_context(_STYLE):
-        for group in experiment.finished:
-            for name, values in findings(group)[1].items():
+        for group in _drawn(experiment):
+            for name, values in findings(group).by_class.items():
                 finding, _, case = name.partition(", ")
                 panels = found.setdefault(finding, [])
                 place = f"{prefix}-finding-{list(found).index(finding)}-{len(panels)}"
                 panels.append(_finding_panel(experiment, [values[number] for number in order], place, group.title, name, case))
-    caption = "What the method tells of each class, the most frequent on the left; means over seeds."
+    caption = "What the method tells of each class, the most frequent on the left; means over seeds." + _rest(experiment)
     return [Chart(f"finding-{n}", name.capitalize(), caption, panels) for n, (name, panels) in enumerate(found.items())]
 
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mllt.reporting.groups import NAMES, Experiment, Group, commit, differences
+from mllt.reporting.checks import SHOT_RULE, is_number, shot_rule
+from mllt.reporting.groups import NAMES, NOT_RECORDED, Experiment, Group, commit, differences, letter_of
 from mllt.reporting.published import GROUPS, TRAINING_IMAGES, Published, published
 from mllt.results import plural
 
 #: In what the rows of a table may differ although they stand in one: worth a remark where they do.
-_UNLIKE = ("code", "mllt", "recipe", "training images", "trainer.max_epochs", "trainer.precision", "data.")
+_UNLIKE = ("code", "mllt", "recipe", "training images", "trainer.max_epochs", "trainer.precision", "data.", "evaluation.")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Layout:
         remarks: what holds for the whole table.
         others: published figures of systems that mllt does not have.
         common: what is to be said of every group alike, and so is said once.
+        letters: of the methods whose groups have letters: the method's name, and for each letter what it stands for.
     """
 
     experiment: Experiment
@@ -104,6 +106,12 @@ class Layout:
     remarks: list[str] = field(default_factory=list)
     others: list[Published] = field(default_factory=list)
     common: list[str] = field(default_factory=list)
+    letters: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
+
+    @property
+    def with_table_a2(self) -> bool:
+        """Whether a figure of the paper's Table A2 stands in it."""
+        return any(row.beside.source.endswith("Table A2") for row in self.rows if row.beside)
 
     @property
     def with_published(self) -> bool:
@@ -172,8 +180,8 @@ def _has_experts(group: Group) -> bool:
     return bool(group.runs) and len(group.first["test"].get("experts", [])) > 1
 
 
-def _title(method: str, part: str, letter: str = "") -> str:
-    extra = ", ".join(["each expert"] * bool(part) + [letter] * bool(letter))
+def _title(method: str, part: str, label: str = "") -> str:
+    extra = ", ".join(["each expert"] * bool(part) + [label] * bool(label))
     return NAMES.get(method, method) + (f" ({extra})" if extra else "")
 
 
@@ -187,7 +195,7 @@ def own_row(layout: Layout, group: Group, part: str, kind: str = "") -> Row:
         kind: "compensated" for the PC Softmax of cross-entropy runs; "": what the method's authors report.
     """
     method = "pc_softmax" if kind else group.method
-    row = Row(_title(method, part, group.letter), method, part, group=group)
+    row = Row(_title(method, part, group.label), method, part, group=group)
     if group.runs:
         row.kind = kind or str(group.first.get("reported", "compensated"))
         row.own = tuple(Stat.of(accuracy(results, row.kind, column, part) for results in group.results) for column in GROUPS)
@@ -214,7 +222,9 @@ def _distance(one: Published, groups: Sequence[Group]) -> tuple[int, int, int]:
 
 
 def _flags(one: Published, groups: Sequence[Group]) -> list[str]:
-    return one.differences([group.epochs for group in groups], [group.augmentation for group in groups])
+    """How a published figure differs from runs; what a method alone has is compared with runs of that method only."""
+    others = (replace(group.training, experts=None, distilled=None) for group in groups if group.method != one.method)
+    return one.differences([*(group.training for group in groups if group.method == one.method), *others])
 
 
 def _set_beside(layout: Layout, row: Row, one: Published, groups: Sequence[Group]) -> None:
@@ -229,15 +239,10 @@ def _remarks(layout: Layout) -> None:
     """What holds for the table as a whole: why groups are apart, and what its rows do not have in common."""
     experiment = layout.experiment
     finished = experiment.finished
-    apart = {
-        group.method: [other for other in experiment.groups if other.method == group.method] for group in experiment.groups
-    }
-    for method, groups in apart.items():
+    for method in dict.fromkeys(group.method for group in experiment.groups):
+        groups = [group for group in experiment.groups if group.method == method]
         if len(groups) > 1:
-            layout.remarks.append(
-                f"{NAMES.get(method, method)} stands in {len(groups)} rows, since its runs are not of one "
-                f"kind and must not be averaged. {_told(groups)}"
-            )
+            _set_apart(layout, NAMES.get(method, method), groups)
     unlike = differences(finished, _UNLIKE) if len({group.method for group in finished}) > 1 else []
     for name, values in unlike:
         by_value = {
@@ -246,19 +251,59 @@ def _remarks(layout: Layout) -> None:
         listed = "; ".join(f"{value} ({', '.join(titles)})" for value, titles in by_value.items())
         layout.remarks.append(f"The rows are not alike in {name}: {listed}.")
     layout.remarks += [f"All runs: {remark}" for remark in layout.common]
-    layout.remarks += _images_remark(layout)
+    layout.remarks += [*_data_remark(finished), *_images_remark(layout), *_rule_remark(layout)]
     if any(row.kind for row in layout.rows):
         layout.remarks.append(_kinds(layout.rows))
 
 
-def _told(groups: Sequence[Group]) -> str:
-    """In what a method's groups differ, in words."""
+def _set_apart(layout: Layout, name: str, groups: Sequence[Group]) -> None:
+    """Say in what a method's groups differ: in a remark where they are named by it, else letter by letter."""
     unfinished = [group for group in groups if not group.runs]
     known = set.intersection(*(set(group.settings) for group in groups)) if unfinished else None
-    told = [f"{name}: {' | '.join(values)}" for name, values in differences(groups, known)]
-    order = " | ".join(group.letter for group in groups)
-    tail = f" ({', '.join(group.letter for group in unfinished)}: no results yet.)" if unfinished else ""
-    return f"In the order {order} they differ in {'; '.join(told) or 'what unfinished runs do not tell'}.{tail}"
+    told = differences(groups, known)
+    why = f"{name} stands in {len(groups)} rows, since its runs are not of one kind and must not be averaged."
+    open_runs = f" No results yet: {', '.join(group.label for group in unfinished)}." if unfinished else ""
+    order = [group.label for group in groups]
+    if order == [letter_of(number) for number in range(len(groups))]:
+        meanings = [", ".join(f"{setting} {values[number]}" for setting, values in told) for number in range(len(groups))]
+        layout.letters.append(
+            (name, [(a, b or "what unfinished runs do not tell") for a, b in zip(order, meanings, strict=True)])
+        )
+        layout.remarks.append(f"{why} What the letters stand for is listed below.{open_runs}")
+    else:
+        layout.remarks.append(f"{why} They differ in {', '.join(setting for setting, _ in told)}.{open_runs}")
+
+
+def _data_remark(finished: Sequence[Group]) -> list[str]:
+    """Whether all rows are of the same images."""
+    found = differences(finished, ["images"]) if finished else []
+    told = []
+    for _, values in found:
+        titles: dict[str, list[str]] = {}
+        for value, group in zip(values, finished, strict=True):
+            place = f", {group.places}" if group.places not in ("", value) else ""
+            titles.setdefault(f"{value}{place}", []).append(group.title)
+        listed = "; ".join(f"{value} ({', '.join(names)})" for value, names in titles.items())
+        if len(set(values) - {NOT_RECORDED}) > 1:
+            sentence = (
+                "The rows are not of the same images with the same labels in training, validation and test, and cannot be"
+            )
+        else:
+            sentence = "Not all rows tell which images they are of in training, validation and test: they may not be"
+        told.append(f"{sentence} compared: {listed}.")
+    return told
+
+
+def _rule_remark(layout: Layout) -> list[str]:
+    """Whether the runs' shot groups can be those of the published figures."""
+    beside = [row for row in layout.rows if row.beside and any(value is not None for value in row.beside.accuracies[:3])]
+    rules = dict.fromkeys(shot_rule(group.config) for group in layout.experiment.finished)
+    words = {False: "many above {}, few below {}", True: "many from {}, few up to {}"}
+    odd = [words[inclusive].format(above, below) for above, below, inclusive in rules if (above, below, inclusive) != SHOT_RULE]
+    return [
+        f"The runs' shot groups are of another rule ({'; '.join(odd)} images) than the published ones (many above 100, few "
+        "below 20): published many, medium and few cannot be compared with them."
+    ] * bool(beside and odd)
 
 
 def _images_remark(layout: Layout) -> list[str]:
@@ -277,9 +322,7 @@ def _kinds(rows: Sequence[Row]) -> str:
     names: dict[str, list[str]] = {"raw": [], "compensated": [], "alike": []}
     for row in rows:
         if row.group and row.group.runs and not row.part:
-            ensembles = [results["test"]["ensemble"] for results in row.group.results]
-            alike = all(ensemble["raw"] == ensemble["compensated"] for ensemble in ensembles)
-            names["alike" if alike else row.kind].append(row.name)
+            names["alike" if all(map(_fits, row.group.results)) else row.kind].append(row.name)
     words = {
         "raw": "the raw outputs of",
         "compensated": "the outputs, post-compensated to the test prior, of",
@@ -287,6 +330,13 @@ def _kinds(rows: Sequence[Row]) -> str:
     }
     told = "; ".join(f"{words[kind]} {', '.join(found)}" for kind, found in names.items() if found)
     return f"As the methods' authors report them: {told}."
+
+
+def _fits(results: Mapping[str, Any]) -> bool:
+    """Whether a run's raw outputs are of the test prior already; where it does not tell, whether nothing was compensated."""
+    if "fitted_prior" in results and "test_prior" in results:
+        return bool(results["fitted_prior"] == (results["test_prior"] or "uniform"))
+    return bool(results["test"]["ensemble"]["raw"] == results["test"]["ensemble"]["compensated"])
 
 
 def caption(experiment: Experiment) -> str:
@@ -324,54 +374,119 @@ def more(experiment: Experiment) -> list[tuple[str, list[str]]]:
     return table
 
 
-def findings(group: Group) -> tuple[list[tuple[str, str]], dict[str, list[float]]]:
-    """What a method tells of itself (`details` of its results), over its seeds.
+@dataclass(frozen=True)
+class Grid:
+    """A small table of numbers: its title, what its first column names, its other columns, and its lines."""
 
-    Returns:
-        Names and texts, and by name the lists of one number per class, averaged over the seeds.
+    title: str
+    first: str
+    columns: list[str]
+    lines: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a method tells of itself, over its seeds.
+
+    Args:
+        texts: names and texts.
+        grids: what is told by two names, such as shot group and temperature.
+        by_class: by name the lists of one number per class.
     """
-    texts: list[tuple[str, str]] = []
-    by_class: dict[str, list[float]] = {}
+
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    by_class: dict[str, list[float]] = field(default_factory=dict)
+
+
+#: Findings whose names do not say enough: in words, and for a grid what its lines are by.
+_WORDS = {
+    "virtual_examples": ("virtual examples per class", ""),
+    "virtual_examples_at": ("virtual examples per class by effective temperature", "effective temperature"),
+    "virtual_examples_per_class": ("virtual examples per class by effective temperature", "effective temperature"),
+    "mean_experts": ("experts asked per image, mean", ""),
+    "images_by_experts": ("images by experts asked, from one to all", ""),
+    "flops_saved": ("FLOPs saved, percent", ""),
+    "flops_per_image": ("FLOPs per image", ""),
+    "flops_all_experts": ("FLOPs of all experts", ""),
+    "classes_per_expert": ("classes of each expert", ""),
+    "image_shares": ("share of the images of each expert", ""),
+}
+
+
+def findings(group: Group) -> Findings:
+    """What a method tells of itself (`details` of its results): numbers as means over the seeds."""
+    found = Findings()
     seeds = [dict(_details(results.get("details") or {})) for results in group.results]
-    for name in dict.fromkeys(name for seed in seeds for name in seed):
-        values = [seed[name] for seed in seeds if seed.get(name) is not None]
-        if not values:
-            continue
-        first = values[0]
-        same_length = isinstance(first, (list, tuple)) and all(len(value) == len(first) for value in values)
-        numbers = same_length and all(_is_number(item) for value in values for item in value)
-        if numbers and len(first) == len(group.first["class_counts"]):
-            by_class[name] = [statistics.fmean(items) for items in zip(*values, strict=True)]
-        elif numbers and first:
-            texts.append((name, ", ".join(_number(statistics.fmean(items)) for items in zip(*values, strict=True))))
-        elif all(isinstance(value, Mapping) for value in values):
-            means = {key: Stat.of(value.get(key) for value in values) for key in first}
-            texts.append((name, ", ".join(f"{key} {_number(stat.mean)}" for key, stat in means.items() if stat)))
-        elif all(_is_number(value) for value in values):
-            stat = Stat.of(values)
-            assert stat is not None  # there are values
-            texts.append((name, _number(stat.mean) + ("" if stat.std is None else f" ± {_number(stat.std)}")))
+    for key in dict.fromkeys(key for seed in seeds for key in seed):
+        values = [seed[key] for seed in seeds if seed.get(key) is not None]
+        if values:
+            _find(found, key, values, len(group.first["class_counts"]))
+    return found
+
+
+def _find(found: Findings, key: str, values: Sequence[Any], classes: int) -> None:
+    """Sort a finding, one value for each seed, into what it can be shown as."""
+    top, comma, case = key.partition(", ")
+    words, by = _WORDS.get(top, (top.replace("_", " "), ""))
+    name = f"{words}{comma}{case.replace('_', ' ')}"
+    first = values[0]
+    same_length = all(isinstance(value, (list, tuple)) and len(value) == len(first) for value in values)
+    if same_length and first and all(is_number(item) for value in values for item in value):
+        means = [statistics.fmean(items) for items in zip(*values, strict=True)]
+        if len(means) == classes:
+            found.by_class[name] = means
         else:
-            texts.append((name, " | ".join(dict.fromkeys(str(value) for value in values))))
-    return texts, by_class
+            found.texts.append((name, ", ".join(map(_number, means))))
+    elif all(map(_is_grid, values)):
+        found.grids.append(_grid(name, by, values))
+    elif all(map(_is_row, values)):
+        means_by_name = {part: Stat.of(value.get(part) for value in values) for part in _keys(values)}
+        found.texts.append((name, ", ".join(f"{part} {_number(stat.mean)}" for part, stat in means_by_name.items() if stat)))
+    elif all(map(is_number, values)):
+        stat = Stat.of(values)
+        assert stat is not None  # there are values
+        found.texts.append((name, _number(stat.mean) + (f" ± {_number(stat.std)}" if stat.std else "")))
+    else:
+        found.texts.append((name, " | ".join(dict.fromkeys(str(value) for value in values))))
+
+
+def _grid(name: str, by: str, values: Sequence[Mapping[str, Mapping[str, float | None]]]) -> Grid:
+    rows, columns = _keys(values), _keys([row for value in values for row in value.values()])
+    stats = [[Stat.of(value.get(row, {}).get(column) for value in values) for column in columns] for row in rows]
+    whole = all(stat is None or stat.mean.is_integer() for line in stats for stat in line)
+    lines = [
+        [row, *("n/a" if stat is None else f"{stat.mean:,.{0 if whole else 1}f}" for stat in line)]
+        for row, line in zip(rows, stats, strict=True)
+    ]
+    return Grid(name, by, columns, lines)
+
+
+def _keys(values: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for value in values for key in value))
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a finding is numbers by name."""
+    return isinstance(value, Mapping) and all(item is None or is_number(item) for item in value.values())
+
+
+def _is_grid(value: Any) -> bool:
+    """Whether a finding is numbers by two names."""
+    return isinstance(value, Mapping) and bool(value) and all(map(_is_row, value.values()))
 
 
 def _details(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested findings by the names on their way, as words; a group of plain numbers stays together.
+    """Nested findings by the names on their way; numbers by name, and by two names, stay together.
 
-    >>> list(_details({"macs": {"saved": 0.5, "all": 9}, "by_depth": {"1": {"few": 2}}}))
-    [('macs', {'saved': 0.5, 'all': 9}), ('by depth, 1', {'few': 2})]
+    >>> list(_details({"macs": {"saved": 0.5, "all": 9}, "by_class": {"1": [2], "2": [3]}}))
+    [('macs', {'saved': 0.5, 'all': 9}), ('by_class, 1', [2]), ('by_class, 2', [3])]
     """
     for key, value in values.items():
-        name = above + str(key).replace("_", " ")
-        if isinstance(value, Mapping) and not all(_is_number(item) for item in value.values()):
-            yield from _details(value, f"{name}, ")
+        if isinstance(value, Mapping) and not _is_row(value) and not _is_grid(value):
+            yield from _details(value, f"{above}{key}, ")
         else:
-            yield name, value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+            yield f"{above}{key}", value
 
 
 def _number(value: float) -> str:

@@ -8,6 +8,7 @@ from html import escape
 
 from mllt.reporting import tables
 from mllt.reporting.figures import Chart, charts
+from mllt.reporting.groups import Group
 from mllt.reporting.layout import MORE, Layout, Row, Stat, caption, findings, more
 from mllt.reporting.published import GROUPS, Check
 from mllt.reporting.tables import CHECK, CHECK_COLUMNS, OTHERS
@@ -44,8 +45,8 @@ def to_html(layouts: Sequence[Layout], checks: Sequence[Check], opening: Sequenc
         opening: sentences below the title.
         problems: what could not be read, shown first.
     """
-    figures = {layout.experiment.slug: charts(layout) for layout in layouts}
-    with_check = any(layout.with_published for layout in layouts)
+    figures = [charts(layout) for layout in layouts]
+    with_check = any(layout.with_table_a2 for layout in layouts)
     style = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     body = [
         '<a class="skip" href="#main">To the tables</a>',
@@ -54,11 +55,11 @@ def to_html(layouts: Sequence[Layout], checks: Sequence[Check], opening: Sequenc
         _problems(problems),
         _contents(layouts, figures, with_check),
         '<main id="main">',
-        *(_section(layout, figures[layout.experiment.slug]) for layout in layouts),
+        *map(_section, layouts, figures),
         _check(checks) if with_check else "",
         "</main>",
         "<footer>Written by <code>python -m mllt.report</code>. Runs are averaged over seeds only where everything else that "
-        "bears on the result is the same: settings, training images, version and commit of mllt, epochs.</footer>",
+        "bears on the result is the same: settings, images and labels, version and commit of mllt, epochs.</footer>",
         "</div>",
     ]
     return _FRAME.format(style=style, body="\n".join(filter(None, body)))
@@ -75,11 +76,11 @@ def _list(texts: Iterable[str], kind: str = "") -> str:
     return f"<ul{f' class={kind!r}' if kind else ''}>{items}</ul>" if items else ""
 
 
-def _contents(layouts: Sequence[Layout], figures: dict[str, list[Chart]], with_check: bool) -> str:
+def _contents(layouts: Sequence[Layout], figures: Sequence[Sequence[Chart]], with_check: bool) -> str:
     items = []
-    for layout in layouts:
+    for layout, its in zip(layouts, figures, strict=True):
         slug = layout.experiment.slug
-        parts = [(f"{slug}-table", "Table")] + [(f"{slug}-{chart.key}", chart.title) for chart in figures[slug]]
+        parts = [(f"{slug}-table", "Table")] + [(f"{slug}-{chart.key}", chart.title) for chart in its]
         parts += [(f"{slug}-others", "Other systems")] if layout.others else []
         inner = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in parts)
         items.append(f'<li><a href="#{slug}">{escape(layout.experiment.title)}</a><ul>{inner}</ul></li>')
@@ -96,6 +97,7 @@ def _section(layout: Layout, figures: Sequence[Chart]) -> str:
         f'<p class="lede" id="{slug}-table">{escape(caption(experiment))}</p>',
         _main_table(layout),
         _list(layout.remarks, "remarks"),
+        *(_letters(name, meanings) for name, meanings in layout.letters),
         _notes(layout),
         *(_figure(slug, chart) for chart in figures),
     ]
@@ -103,13 +105,32 @@ def _section(layout: Layout, figures: Sequence[Chart]) -> str:
         lines = [[title, *texts] for title, texts in more(experiment)]
         parts += [_heading("Compensation, calibration, cost", _MORE), _table("Cost", ["method", *MORE], lines)]
     for group in experiment.finished:
-        texts, _ = findings(group)
-        title = f"What {group.title} tells of itself"
-        parts += [_heading(title), _table(title, ["finding", "value"], texts, narrow=True)] if texts else []
+        parts += _findings(group)
     if layout.others:
         title = "Published systems that mllt does not have"
         parts += [_heading(title, _OTHERS, f"{slug}-others"), _table(title, OTHERS, tables.others(layout), text_from=6)]
     return "\n".join([*filter(None, parts), "</section>"])
+
+
+def _findings(group: Group) -> list[str]:
+    """What a method tells of itself, but for the figures."""
+    told = findings(group)
+    title = f"What {group.title} tells of itself"
+    parts = [_heading(title)] if told.texts or told.grids else []
+    parts += [_table(title, ["finding", "value"], told.texts, narrow=True)] if told.texts else []
+    for grid in told.grids:
+        parts += [f'<p class="lede grid">{escape(_sentence(grid.title))}</p>']
+        parts += [_table(grid.title, [grid.first, *grid.columns], grid.lines, narrow=True)]
+    return parts
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _letters(name: str, meanings: Sequence[tuple[str, str]]) -> str:
+    """What the letters of a method's rows stand for."""
+    return _table(f"The rows of {name}", [f"{name}, row", "settings"], meanings, text_from=1, narrow=True)
 
 
 def _heading(title: str, lede: str = "", name: str = "") -> str:

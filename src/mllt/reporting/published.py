@@ -6,6 +6,8 @@ percent on a balanced test set. Its columns beside the obvious ones:
 method        mllt's name of the method; empty for a system that mllt does not have
 name          as it is printed at the source
 part          "each": the mean over a multi-expert method's experts, each alone; empty: the network or ensemble
+experts       how many, 1 for a method of a single network; empty where the source does not say
+distilled     of RIDE: "yes" where it learnt from a teacher, else "no"; empty: unknown, or no such variant
 epochs        of the longest stage; empty where the source does not say
 augmentation  "plain": crop and flip (and colour jitter on ImageNet-LT); empty where the source does not say
 trust         paper: the paper's own tables; literature: a table or abstract of another paper; readme: the authors'
@@ -42,6 +44,23 @@ _WHY = {
 
 
 @dataclass(frozen=True)
+class Training:
+    """How runs were trained, as far as published figures can be compared by it.
+
+    Args:
+        epochs: of the longest stage.
+        augmentation: in the words of `published.csv`.
+        experts: how many; None where that is not told, or of another method, which has its own.
+        distilled: whether they learnt from a teacher; None likewise.
+    """
+
+    epochs: int
+    augmentation: str
+    experts: int | None = None
+    distilled: bool | None = None
+
+
+@dataclass(frozen=True)
 class Published:
     """One row of `published.csv`; the accuracies in percent, None where the source has none."""
 
@@ -51,6 +70,8 @@ class Published:
     method: str
     name: str
     part: str
+    experts: int | None
+    distilled: str
     many: float | None
     medium: float | None
     few: float | None
@@ -81,20 +102,28 @@ class Published:
         augmentation = _augmented(self.augmentation) if self.augmentation else "augmentation not stated"
         return f"{self.name}: {self.source}; {epochs}, {augmentation}{f' ({self.note})' if self.note else ''}"
 
-    def differences(self, epochs: Sequence[int], augmentations: Sequence[str]) -> list[str]:
+    def differences(self, runs: Sequence[Training]) -> list[str]:
         """How its training differs from that of the runs beside it, as far as the source says: [] where it does not.
 
         Args:
-            epochs: of the runs' longest stage, one for each kind of run.
-            augmentations: of the runs.
+            runs: how they were trained, one for each kind of run.
 
         >>> row = published("cifar100_lt", 100, "resnet32")[0]
-        >>> row.differences([200], ["plain"]), row.differences([20], ["plain + rotation"])
-        ([], ['200 epochs', 'plain augmentation'])
+        >>> row.differences([Training(200, "plain")])
+        []
+        >>> row.differences([Training(20, "plain + rotation"), Training(200, "plain, no flip")])
+        ['200 epochs', 'plain augmentation (runs: no flip)']
         """
-        found = [f"{self.epochs} epochs"] if self.epochs and any(self.epochs != other for other in epochs) else []
-        differs = self.augmentation and any(self.augmentation != other for other in augmentations)
-        return found + ([_augmented(self.augmentation)] if differs else [])
+        found = [f"{self.epochs} epochs"] if self.epochs and any(self.epochs != run.epochs for run in runs) else []
+        if self.augmentation:
+            others = dict.fromkeys(run.augmentation for run in runs if run.augmentation != self.augmentation)
+            odd = "; ".join(dict.fromkeys(filter(None, (other.partition(", ")[2] for other in others))))
+            found += [_augmented(self.augmentation) + (f" (runs: {odd})" if odd else "")] * bool(others)
+        if self.experts and any(run.experts not in (None, self.experts) for run in runs):
+            found.append(f"{self.experts} experts" if self.experts > 1 else "a single network")
+        if self.distilled and any(run.distilled not in (None, self.distilled == "yes") for run in runs):
+            found.append("distilled" if self.distilled == "yes" else "not distilled")
+        return found
 
 
 def _augmented(augmentation: str) -> str:
@@ -115,7 +144,7 @@ def _parse(row: dict[str, str]) -> Published:
     def whole(name: str) -> int | None:
         return int(row[name]) if row[name] else None
 
-    names = ("dataset", "network", "method", "name", "part", "augmentation", "source", "trust", "note")
+    names = ("dataset", "network", "method", "name", "part", "distilled", "augmentation", "source", "trust", "note")
     return Published(
         imbalance_factor=whole("imbalance_factor"),
         many=number("many"),
@@ -123,6 +152,7 @@ def _parse(row: dict[str, str]) -> Published:
         few=number("few"),
         all=float(row["all"]),
         epochs=whole("epochs"),
+        experts=whole("experts"),
         **{name: row[name] for name in names},
     )
 

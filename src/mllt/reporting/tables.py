@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mllt.reporting.groups import network_title
+from mllt.reporting.groups import Group, network_title
 from mllt.reporting.layout import MORE, Layout, Row, Stat, caption, findings, more
 from mllt.reporting.published import GROUPS, Check, Published
 
@@ -91,9 +93,10 @@ def say(*things: Any) -> None:
 
 
 def notes_as_lines(layout: Layout) -> list[str]:
-    """Caption, remarks and notes, a line each."""
+    """Caption, remarks, the meaning of letters, and notes, a line each."""
+    letters = [f"{name} ({letter}): {meaning}" for name, meanings in layout.letters for letter, meaning in meanings]
     notes = [f"[{number}] {note}" for number, note in enumerate(layout.notes, start=1)]
-    return [caption(layout.experiment), *_star(layout), *layout.remarks, *notes]
+    return [caption(layout.experiment), *_star(layout), *layout.remarks, *letters, *notes]
 
 
 def _star(layout: Layout) -> list[str]:
@@ -105,6 +108,15 @@ def _star(layout: Layout) -> list[str]:
 # Markdown
 
 
+def markdown(text: str) -> str:
+    """Text that stays text: no tag, no entity, on one line.
+
+    >>> markdown("<b>R&D")
+    '&lt;b&gt;R&amp;D'
+    """
+    return escape(" ".join(text.split()), quote=False)
+
+
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; the first column to the left, the others to the right.
 
@@ -114,7 +126,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     | a\\|b | 57.7 |
     """
     lines = [head, *rows]
-    written = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    written = ["| " + " | ".join(markdown(str(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines]
     return "\n".join([written[0], "|---" + "|---:" * (len(head) - 1) + "|", *written[1:]])
 
 
@@ -124,23 +136,34 @@ def _markdown_main(layout: Layout) -> str:
 
 def to_markdown(layouts: Sequence[Layout], checks: Sequence[Check], opening: Sequence[str]) -> str:
     """The whole report but its figures."""
-    parts = ["# Report", *opening]
+    parts = ["# Report", *map(markdown, opening)]
     for layout in layouts:
         experiment = layout.experiment
-        parts += [f"## {experiment.title}", _markdown_main(layout)]
-        parts += [caption(experiment), *layout.remarks]
-        parts += ["\n".join(f"- [{number}] {note}" for number, note in enumerate(layout.notes, start=1))]
+        parts += [f"## {markdown(experiment.title)}", _markdown_main(layout)]
+        parts += [caption(experiment), *map(markdown, layout.remarks)]
+        parts += [markdown_table([f"{name}: row", "settings"], meanings) for name, meanings in layout.letters]
+        parts += ["\n".join(f"- [{number}] {markdown(note)}" for number, note in enumerate(layout.notes, start=1))]
         if experiment.finished:
             parts += ["### Compensation, calibration, cost"]
             parts += [markdown_table(["method", *MORE], [[title, *texts] for title, texts in more(experiment)])]
         for group in experiment.finished:
-            texts, _ = findings(group)
-            parts += [f"### What {group.title} tells of itself", markdown_table(["finding", "value"], texts)] if texts else []
+            parts += _markdown_findings(group)
         if layout.others:
             parts += ["### Published systems that mllt does not have", markdown_table(OTHERS, others(layout))]
-    if any(layout.with_published for layout in layouts):
+    if any(layout.with_table_a2 for layout in layouts):
         parts += ["## Does the published table agree with itself?", CHECK, markdown_table(CHECK_COLUMNS, check_lines(checks))]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_findings(group: Group) -> list[str]:
+    told = findings(group)
+    if not told.texts and not told.grids:
+        return []
+    parts = [f"### What {markdown(group.title)} tells of itself"]
+    parts += [markdown_table(["finding", "value"], told.texts)] if told.texts else []
+    for grid in told.grids:
+        parts += [f"{markdown(grid.title)}:", markdown_table([grid.first, *grid.columns], grid.lines)]
+    return parts
 
 
 OTHERS = ("system", "network", "many", "medium", "few", "all", "epochs", "augmentation", "source", "remarks")
@@ -198,12 +221,15 @@ def latex(text: str) -> str:
     >>> print(latex("50 % of tau_norm ± 0.1"))
     50 \\% of tau\\_norm $\\pm$ 0.1
     """
-    return "".join(_SPECIAL.get(character, character) for character in text)
+    return "".join(_SPECIAL.get(character, character) for character in " ".join(text.split()))
 
 
 def to_latex(layouts: Sequence[Layout]) -> str:
     """A `table` per experiment, with its notes below; needs the package booktabs."""
-    return "% Needs \\usepackage{booktabs}.\n" + "\n".join(_latex_table(layout) for layout in layouts)
+    tables = "\n".join(map(_latex_table, layouts))
+    foreign = any(ord(one) > 127 and not unicodedata.name(one, "").startswith("LATIN") for one in tables)
+    engine = "% Compile with lualatex, and a font that has the characters of all names.\n" if foreign else ""
+    return "% Needs \\usepackage{booktabs}.\n" + engine + tables
 
 
 def _latex_table(layout: Layout) -> str:
@@ -229,7 +255,8 @@ def _latex_table(layout: Layout) -> str:
         lines.append(" & ".join(texts) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}", ""]
     notes = [f"$^{{{number}}}$ {latex(note)}" for number, note in enumerate(layout.notes, start=1)]
-    below = [latex(remark) for remark in [*_star(layout), *layout.remarks]] + notes
+    letters = [f"{latex(name)} ({letter}): {latex(text)}" for name, meanings in layout.letters for letter, text in meanings]
+    below = [latex(remark) for remark in [*_star(layout), *layout.remarks]] + letters + notes
     lines += ["\\par\\footnotesize\\raggedright", " \\par\n".join(below)] if below else []
     return "\n".join([*lines, "\\end{table}", ""])
 
@@ -260,7 +287,7 @@ def _csv_of_runs(layout: Layout, row: Row) -> dict[str, Any]:
     found: dict[str, Any] = {
         "origin": "runs",
         "name": row.name,
-        "group": row.group.letter,
+        "group": row.group.label,
         "kind": row.kind,
         "status": row.status or "complete",
         "seeds": " ".join(map(str, row.seeds)),
