@@ -41,7 +41,7 @@ def counted(number: int, one: str, many: str) -> str:
 
 
 def fingerprint(splits: Splits) -> str:
-    """Sixteen digits of a hash of each split's labels and, where a source has them, its rows, or its paths and some files' sizes.
+    """Sixteen digits of a hash of each split's labels and, where a source has them, its rows, or its paths and some sizes.
 
     Paths are relative to the data's folder, which may lie anywhere; sizes tell other pictures of the same names.
     """
