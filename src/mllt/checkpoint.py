@@ -58,6 +58,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return _check_ours(path, checkpoint)
 
 
+def glance(path: Path) -> dict[str, Any] | None:
+    """A checkpoint to look a few small things up in: mapped, not read, and not checked; None where there is no file."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True) if path.is_file() else None
+
+
 def _reason(error: Exception) -> str:
     """What torch found, without its advice to switch the protection off."""
     found = re.search(r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)", str(error))

@@ -89,7 +89,7 @@ def where_to_start(
         ArgumentError: the checkpoint leaves nothing to train, or a stage before it had another number of epochs.
         CheckpointError: there is none, or it is damaged, or of another method, network, recipe, seed or batch size.
     """
-    from mllt.checkpoint import KEY, read_checkpoint
+    from mllt.checkpoint import KEY, glance, read_checkpoint
     from mllt.errors import ArgumentError, check_choice
 
     stages = module.stages()
@@ -108,8 +108,9 @@ def where_to_start(
     wanted = [stage.epochs or config.trainer.max_epochs for stage in stages]
     done, epochs = int(checkpoint["epoch"]) + 1, wanted[number]
     for name, place, there in zip(names[:number], places, wanted, strict=False):
-        had = epochs_of(place.last)
-        if had not in (None, there):
+        earlier = glance(place.last)
+        had = there if earlier is None else int(earlier["epoch"]) + 1
+        if had != there:
             raise ArgumentError(
                 f"Expected stage {name!r} in {folder.root} to have had {there} epochs, but it had {had}. Type the "
                 "settings that it was trained with, or choose another output_dir for a new run."
@@ -124,15 +125,6 @@ def where_to_start(
             "trainer.max_epochs, or test it by python -m mllt.evaluate."
         )
     return number, path
-
-
-def epochs_of(checkpoint: Path) -> int | None:
-    """How many epochs a checkpoint has had; None where there is none."""
-    import torch
-
-    if not checkpoint.is_file():
-        return None
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
 
 
 def run_stage(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mllt.checkpoint import glance
 from mllt.errors import check_number
 
 
@@ -57,9 +57,8 @@ class RunProgress(ProgressBar):
         """
         seconds, images = self.train_seconds, self.images
         for path in checkpoints:
-            if path.is_file():  # mapped, not read: only a few numbers of it are needed
-                told = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["callbacks"].get(self.state_key, {})
-                seconds, images = seconds + told.get("train_seconds", 0.0), images + told.get("images", 0)
+            told = (glance(path) or {"callbacks": {}})["callbacks"].get(self.state_key, {})
+            seconds, images = seconds + told.get("train_seconds", 0.0), images + told.get("images", 0)
         return seconds, images
 
     def enable(self) -> None:

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from mllt.checkpoint import glance
 from mllt.data.order import random_bits
 from mllt.errors import CheckpointError
 
@@ -55,10 +56,8 @@ class Provenance(Callback):
         return list(dict.fromkeys([*found, *self.commits]))
 
     def _of(self, path: Path) -> list[str | None]:
-        if not path.is_file():  # the stage was given by path
-            return []
-        told = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
-        return list(told.get(self.state_key, {}).get("commits", []))
+        told = glance(path) or {"callbacks": {}}  # none where the stage was given by path
+        return list(told["callbacks"].get(self.state_key, {}).get("commits", []))
 
 
 class SeedEpochs(Callback):
