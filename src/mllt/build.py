@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -14,16 +15,17 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_method, instantiate
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
-from mllt.callbacks import MetricsCSV, StopBetweenSteps
+from mllt.callbacks import EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, WholeCheckpoints
 from mllt.checkpoint import read_checkpoint
 from mllt.data import LongTailedDataModule
-from mllt.errors import ArgumentError, check_integer, check_number, check_seed
+from mllt.errors import ArgumentError, CheckpointError, check_integer, check_number, check_seed
 from mllt.methods import LongTailedModule, load_checkpoint
 from mllt.methods.teacher import GIVEN_BY_PATH
 from mllt.optim import milestone_epochs
@@ -53,10 +55,10 @@ def build_data(section: dict[str, Any], **common: Any) -> LongTailedDataModule:
     return _build("data", LongTailedDataModule, arguments)
 
 
-def build_module(config: DictConfig, data: LongTailedDataModule, earlier: Path | None = None) -> LongTailedModule:
+def build_module(config: DictConfig, data: LongTailedDataModule, earlier: Sequence[Path] = ()) -> LongTailedModule:
     """The method that the configuration describes, for the classes of `data`.
 
-    `earlier` is a checkpoint of the run that goes on: of files that have gone since, such as a teacher's, it holds what is
+    `earlier` are checkpoints of the run that goes on: of files that have gone since, such as a teacher's, they hold what is
     needed.
     """
     network, schedule, evaluation = plain(config.network), plain(config.schedule), plain(config.evaluation)
@@ -76,14 +78,15 @@ def build_module(config: DictConfig, data: LongTailedDataModule, earlier: Path |
     return _build("method", LongTailedModule, arguments)
 
 
-def _kept_of_files_gone(method: DictConfig, earlier: Path | None) -> dict[str, Any]:
+def _kept_of_files_gone(method: DictConfig, earlier: Sequence[Path]) -> dict[str, Any]:
     """What a run remembers of the checkpoints that it was given by path and that are no longer there."""
     paths = {name: value for name in GIVEN_BY_PATH if isinstance(value := method.get(name), str)}
     gone = [name for name, path in paths.items() if not Path(path).expanduser().exists()]
-    if not gone or earlier is None:
-        return {}
-    remembered = read_checkpoint(earlier)[LongTailedModule.CHECKPOINT_HYPER_PARAMS_KEY]
-    return {name: remembered[name] for name in gone if remembered.get(name) is not None}
+    for path in earlier if gone else ():
+        with contextlib.suppress(CheckpointError):  # of damaged ones, going on tells
+            remembered = read_checkpoint(path)[LongTailedModule.CHECKPOINT_HYPER_PARAMS_KEY]
+            return {name: remembered[name] for name in gone if remembered.get(name) is not None}
+    return {}
 
 
 def _build(section: str, base: type, arguments: dict[str, Any]) -> Any:
@@ -150,13 +153,16 @@ def build_trainer(
         arguments["sync_batchnorm"] = torch.cuda.is_available() and arguments["accelerator"] in ("auto", "gpu", "cuda")
     if arguments["profiler"] in _PROFILERS:  # into the run's folder, not across the screen
         arguments["profiler"] = _PROFILERS[arguments["profiler"]](dirpath=folder.root, filename="profile")
-    callbacks: list[Callback] = [LearningRateMonitor("epoch"), StopBetweenSteps(), *more, *checkpoint_callbacks(folder, data)]
-    callbacks += [instantiate(callback) for callback in config.callbacks.values()] if config.callbacks else []
+    guard = NonFiniteGuard(folder.root, arguments.pop("on_nonfinite"), arguments.pop("max_nonfinite"))
+    own = [instantiate(callback) for callback in config.callbacks.values()] if config.callbacks else []
+    callbacks = [EpochLearningRate(), *more, *own, guard, *checkpoint_callbacks(config, folder, data)]
     trainer = make_trainer(
         "The settings of `trainer`",
         **arguments,
         default_root_dir=folder.root,
         callbacks=callbacks,
+        # Of Slurm's notice, `SaveAndStop` takes care
+        plugins=[WholeCheckpoints(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
         logger=loggers,
         enable_progress_bar=any("RunProgress" in type(callback).__name__ for callback in callbacks),
         num_sanity_val_steps=0,
@@ -206,33 +212,36 @@ def make_trainer(what: str, **arguments: Any) -> L.Trainer:
     return trainer
 
 
-def checkpoint_callbacks(folder: RunFolder, data: LongTailedDataModule) -> list[ModelCheckpoint]:
-    """The last epoch always; the best one on validation where there is a validation split."""
-    common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
-    last = ModelCheckpoint(**common, filename=folder.last.stem, save_on_train_epoch_end=True)
+def checkpoint_callbacks(config: DictConfig, folder: RunFolder, data: LongTailedDataModule) -> list[Callback]:
+    """The last checkpoint always; the best epoch on validation where there is a validation split.
+
+    The last one is written after the best one, of which it tells.
+    """
+    last = SaveAndStop(folder.checkpoints, **plain(config.checkpoints))
     if data.splits.val is None:
         return [last]
-    return [last, ModelCheckpoint(**common, filename=folder.best.stem, monitor="val/compensated/all", mode="max")]
+    best = ModelCheckpoint(
+        dirpath=folder.checkpoints,
+        filename=folder.best.stem,
+        monitor="val/compensated/all",
+        mode="max",
+        save_on_train_epoch_end=True,  # a whole epoch's, to go on from
+        enable_version_counter=False,
+    )
+    return [best, last]
 
 
-def check_start(config: DictConfig, folder: RunFolder) -> None:
+def check_start(config: DictConfig) -> None:
     """Look at what no object below checks, before anything is built.
 
     Raises:
-        ArgumentError: a group is missing, a bad seed, or the output folder holds a run already.
+        ArgumentError: a group is missing, or a bad seed.
     """
-    needed = ("data", "network", "method", "optimizer", "schedule", "trainer", "evaluation", "recipe")
+    needed = ("data", "network", "method", "optimizer", "schedule", "trainer", "evaluation", "recipe", "checkpoints")
     missing = [name for name in needed if not config.get(name)]
     if missing:
         raise ArgumentError(f"Expected a choice for `{missing[0]}`, but there is none. Type {missing[0]}=... (see --help).")
     check_seed("seed", config.seed)
-    patterns = ("results.json", "checkpoints/*.ckpt", "stages/*/checkpoints/*.ckpt")
-    held = any(path for pattern in patterns for path in folder.root.glob(pattern))
-    if held and not config.overwrite and config.resume is None:
-        raise ArgumentError(
-            f"{folder.root} holds a run already. Choose another output_dir, go on from it with resume=auto, or write "
-            "over it with overwrite=true."
-        )
 
 
 def remarks(config: DictConfig) -> list[str]:

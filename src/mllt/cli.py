@@ -61,9 +61,14 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
         hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=config_name)(wrapped)()
         if outcome.error is not None:
             raise outcome.error
-    except KeyboardInterrupt as interrupt:
-        print(f"Interrupted{interrupt}.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as end:
+        if getattr(end, "where", None):  # asked to end: `callbacks.Stopped`, which is not imported for this
+            print(f"Stopped {end}.", file=sys.stderr)
+            sys.exit(end.code)
+        raise
     except Exception as error:
         job = getattr(error, _JOB, None)
         if 'detect "srun"' in str(error):
@@ -254,11 +259,11 @@ def _explain(error: Exception, config_name: str) -> str:
     if missing:
         key = (getattr(error, "full_key", None) if isinstance(error, MissingMandatoryValue) else None) or missing.group(1)
         return f"`{key}` has no default and needs a value. Type {key}=..., or set it in your experiment."
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, MlltError):
         place = f" {error.filename}" if error.filename else ""
         return f"Cannot read or write{place}: {error.strerror or error}. Choose another place, or make it writable."
     cause = error.__cause__
-    if isinstance(cause, MlltError):  # raised while Hydra built an object
+    if isinstance(cause, MlltError) and not isinstance(error, MlltError):  # raised while Hydra built an object
         return str(cause)
     if isinstance(error, MlltError) and str(error).startswith("Caught "):  # in a loader's process: the text is a traceback
         return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()

@@ -30,6 +30,17 @@ class CheckpointError(MlltError, ValueError):
     """A checkpoint is missing, damaged, or not one of ours."""
 
 
+class StorageError(MlltError, OSError):
+    """A file cannot be written: the disk is full, or the place is not writable."""
+
+    def __str__(self) -> str:
+        return str(self.args[-1])  # without the number, which `errno` has
+
+
+class NonFiniteError(MlltError, ArithmeticError):
+    """The loss or a gradient is infinite or not a number."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint for a mistyped word: the closest known one, if any is close, and the list of all.
 

@@ -1,7 +1,7 @@
 """A run's folder: what lies in it, `results.json`, and the table that is printed.
 
 config.yaml      every setting of the run, resolved
-checkpoints/     last.ckpt, and best.ckpt where there is a validation split
+checkpoints/     last.ckpt, previous.ckpt (the one before), and best.ckpt where there is a validation split
 stages/NAME/     checkpoints and metrics of the stages before the last, where a method has several
 metrics.csv      losses and accuracies by epoch
 results.json     what the run showed, and how it came about
@@ -12,10 +12,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from rich.table import Table
 from yaml import YAMLError
 
 from mllt.errors import DataError
+from mllt.files import written_whole
 from mllt.methods.evaluation import GROUPS, KINDS
 
 
@@ -56,8 +55,13 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last finished epoch."""
+        """The newest checkpoint, in the end that of the last epoch."""
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one."""
+        return self.checkpoints / "previous.ckpt"
 
     @property
     def best(self) -> Path:
@@ -95,8 +99,8 @@ class RunFolder:
 
     def write_config(self, config: DictConfig) -> None:
         """Keep the resolved settings."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+        with written_whole(self.config) as file:
+            file.write(OmegaConf.to_yaml(config, resolve=True))
 
     def read_config(self) -> DictConfig:
         """The settings the run was made with.
@@ -121,20 +125,10 @@ class RunFolder:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all (temporary file, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a JSON file, whole or not at all."""
+    with written_whole(path) as file:
+        json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
 
 
 def table(test: Mapping[str, Any], title: str = "") -> Table:

@@ -30,20 +30,37 @@ def train(config: DictConfig) -> float:
         The ensemble's compensated accuracy over all classes, in percent, for a sweeper to maximise: on validation where
         there is a validation split, else on test (as the literature's protocols without validation do).
     """
+    from contextlib import nullcontext
     from pathlib import Path
 
+    from hydra.core.hydra_config import HydraConfig
+
+    from mllt.build import check_start
+    from mllt.files import FolderLock
+    from mllt.results import RunFolder
+    from mllt.resume import first_process, prepare_folder
+
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir).resolve())
+    check_start(config)
+    with FolderLock(folder.root) if first_process() else nullcontext():
+        if first_process():
+            prepare_folder(config, folder)
+        return train_in(config, folder)
+
+
+def train_in(config: DictConfig, folder: RunFolder) -> float:
+    """`train` in a folder that is this run's alone."""
     import lightning as L
     import torch
     from hydra.core.hydra_config import HydraConfig
 
-    from mllt.build import absolute_paths, build_data, build_module, check_start, plain, remarks
+    from mllt.build import absolute_paths, build_data, build_module, plain, remarks
     from mllt.callbacks import Provenance
     from mllt.errors import check_integer
     from mllt.recipes import settle_recipe, untuned
-    from mllt.results import RunFolder, git_commit
+    from mllt.results import git_commit
+    from mllt.resume import earlier_checkpoints, where_to_start
 
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir).resolve())
-    check_start(config, folder)
     settle_recipe(config)
     absolute_paths(config.data)
     absolute_paths(config.method)
@@ -52,7 +69,7 @@ def train(config: DictConfig) -> float:
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(plain(config.data), batch_size=config.batch_size, seed=config.seed)
     data.prepare_data()
-    module = build_module(config, data, earlier_checkpoint(config, folder))
+    module = build_module(config, data, earlier_checkpoints(config, folder))
     made_by = Provenance(git_commit(), {"seed": config.seed, "batch_size": config.batch_size})
     first, resume = where_to_start(config, folder, module, made_by)
     rule = config.evaluation
@@ -69,62 +86,6 @@ def train(config: DictConfig) -> float:
     if trainer.is_global_zero:
         report(results, folder)
     return float(results["test"]["ensemble"]["compensated"]["all"] if validated is None else validated)
-
-
-def earlier_checkpoint(config: DictConfig, folder: RunFolder) -> Path | None:
-    """A checkpoint of the run that is to go on, of whichever stage; None where nothing is."""
-    from pathlib import Path
-
-    if config.resume != "auto":
-        return None if config.resume is None else Path(str(config.resume)).expanduser()
-    return next((path for part in (".", "stages/*") for path in folder.root.glob(f"{part}/checkpoints/last.ckpt")), None)
-
-
-def where_to_start(
-    config: DictConfig, folder: RunFolder, module: LongTailedModule, made_by: Provenance
-) -> tuple[int, Path | None]:
-    """The stage to begin with, and the checkpoint to go on from in it; the module holds the weights of the stage before.
-
-    Raises:
-        ArgumentError: the checkpoint leaves nothing to train, or a stage before it had another number of epochs.
-        CheckpointError: there is none, or it is damaged, or of another method, network, recipe, seed or batch size.
-    """
-    from mllt.checkpoint import KEY, glance, read_checkpoint
-    from mllt.errors import ArgumentError, check_choice
-
-    stages = module.stages()
-    places = folder.of_stages([stage.name for stage in stages])
-    if config.resume == "auto":
-        path = next((place.last for place in reversed(places) if place.last.exists()), None)
-    else:
-        path = earlier_checkpoint(config, folder)
-    if path is None:
-        return 0, None
-    checkpoint = read_checkpoint(path)
-    names = [stage.name for stage in stages]
-    module.check_checkpoint(checkpoint, training=True)
-    made_by.check(checkpoint, path)
-    number = names.index(check_choice(f"the stage of {path}", checkpoint[KEY].get("stage", names[0]), names))
-    wanted = [stage.epochs or config.trainer.max_epochs for stage in stages]
-    done, epochs = int(checkpoint["epoch"]) + 1, wanted[number]
-    for name, place, there in zip(names[:number], places, wanted, strict=False):
-        earlier = glance(place.last)
-        had = there if earlier is None else int(earlier["epoch"]) + 1
-        if had != there:
-            raise ArgumentError(
-                f"Expected stage {name!r} in {folder.root} to have had {there} epochs, but it had {had}. Type the "
-                "settings that it was trained with, or choose another output_dir for a new run."
-            )
-    if done >= epochs and number + 1 < len(stages):
-        module.restore(stages[number].name, checkpoint["state_dict"])
-        return number + 1, None
-    at_home = path.resolve().is_relative_to(folder.root)  # there, a run that was stopped before its test is still to test
-    if done > epochs or (done == epochs and not at_home):
-        raise ArgumentError(
-            f"{path} has had {done} epochs, and trainer.max_epochs={epochs}: nothing is left to train. Raise "
-            "trainer.max_epochs, or test it by python -m mllt.evaluate."
-        )
-    return number, path
 
 
 def run_stage(
@@ -147,7 +108,7 @@ def run_stage(
     import lightning as L
 
     from mllt.build import build_loggers, build_trainer
-    from mllt.callbacks import SeedEpochs, finish_loggers
+    from mllt.callbacks import SeedSteps, finish_loggers
     from mllt.results import say
 
     stages = module.stages()
@@ -160,7 +121,7 @@ def run_stage(
     loggers = build_loggers(config, place, resume)
     try:
         made_by.commits = []  # of this stage
-        trainer = build_trainer(config, place, data, loggers, [made_by, SeedEpochs(seed)], stage.epochs)
+        trainer = build_trainer(config, place, data, loggers, [made_by, SeedSteps(seed)], stage.epochs)
         if trainer.is_global_zero:
             folder.write_config(config)
             say(*opening, *([f"Stage {number + 1} of {len(stages)}: {stage.name}"] if len(stages) > 1 else []))
@@ -184,9 +145,10 @@ def fit_and_test(
         The ensemble's compensated accuracy on validation, in percent; None without a validation split.
 
     Raises:
-        KeyboardInterrupt: the user stopped it; says how to go on.
+        Stopped: it was asked to end; says how to go on.
         DataError: the test cannot read its images; says that the training is saved.
     """
+    from mllt.callbacks import Stopped
     from mllt.errors import DataError
 
     try:
@@ -195,11 +157,10 @@ def fit_and_test(
         if test:
             trainer.test(module, datamodule=data, verbose=False)
         return validated
-    except SystemExit:  # what Lightning makes of Control-C
-        if not trainer.interrupted:
-            raise
-        how = f" Go on by the same command with resume=auto output_dir={folder.run}" if folder.last.exists() else ""
-        raise KeyboardInterrupt(f" in epoch {trainer.current_epoch + 1}.{how}") from None
+    except Stopped as stop:
+        if folder.last.exists():
+            stop.where += f", saved in {folder.last}. Go on by the same command with output_dir={folder.run}"
+        raise
     except DataError as error:
         if not trainer.testing:
             raise
@@ -218,7 +179,7 @@ def collect(
     made_by: Provenance,
 ) -> dict[str, Any]:
     """What `results.json` holds."""
-    from mllt.callbacks import RunProgress
+    from mllt.callbacks import NonFiniteGuard, RunProgress
     from mllt.checkpoint import plain_values
     from mllt.longtail import shot_groups
     from mllt.networks import count_parameters
@@ -229,6 +190,9 @@ def collect(
     progress = trainer.progress_bar_callback
     earlier = [place.last for place in folder.of_stages([stage.name for stage in module.stages()])[:-1]]
     seconds, images = progress.with_earlier(earlier) if isinstance(progress, RunProgress) else (0, 0)
+    guard = next(callback for callback in trainer.callbacks if isinstance(callback, NonFiniteGuard))  # type: ignore[attr-defined]
+    of_stages = zip(module.stages(), guard.with_earlier(earlier), strict=True)
+    left_out = {stage.name: steps for stage, steps in of_stages if steps}
     commits = [str(commit) for commit in made_by.all_commits(earlier) if commit is not None]
     return {
         "experiment": config.name,
@@ -257,6 +221,7 @@ def collect(
         "device": device_name(module.device, trainer.world_size),
         "versions": versions(),
         "data_digest": data.fingerprint,
+        "steps_left_out": left_out,
         "git_commit": " + ".join(commits) or None,
     }
 

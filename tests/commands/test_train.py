@@ -7,6 +7,7 @@ import csv
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tests.commands.break_off import PowerCut
 from tests.commands.conftest import SMALL, read_json
 
 from mllt import load_checkpoint
@@ -26,7 +27,8 @@ def same_weights(one, other):
 
 def test_a_run_leaves_settings_checkpoints_curves_and_results_and_nothing_else(trained):
     files = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
-    assert files == {"config.yaml", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "results.json"}
+    checkpoints = {f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")}
+    assert files == {"config.yaml", *checkpoints, "metrics.csv", "results.json"}
 
 
 def test_results_say_what_was_trained_and_what_came_out(trained):
@@ -141,10 +143,24 @@ def test_a_folder_that_holds_a_run_is_not_written_over_unless_asked(mllt_command
     assert refused.status == 2
     assert "holds a run already" in refused.err
     assert "overwrite=true" in refused.err
-    assert "resume=" in refused.err
+    refused = mllt_command(*arguments, "resume=null")
+    assert refused.status == 2
+    assert "resume=auto" in refused.err
     assert (tmp_path / "run" / "results.json").read_bytes() == before
     assert mllt_command(*arguments, "seed=1", "overwrite=true").status == 0
     assert read_json(tmp_path / "run" / "results.json")["seed"] == 1
+
+
+def test_what_is_written_over_is_gone_before_the_new_run_begins(mllt_command, tmp_path):
+    run = tmp_path / "run"
+    crt = ("train", *SMALL, "network.num_experts=1", f"output_dir={run}")
+    assert mllt_command(*crt, "method=crt", "method.head_epochs=1").status == 0
+    (run / "mine.txt").write_text("not a run's")
+    first = "+callbacks.cut={_target_: tests.commands.break_off.BreakOff, stage: training, epochs: 0}"
+    with pytest.raises(PowerCut):
+        mllt_command(*crt, "method=cross_entropy", "overwrite=true", first)
+    left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert left == {"config.yaml", "mine.txt"}, "nothing to go on from that is not of the new run"
 
 
 def test_a_run_that_goes_on_ends_where_one_without_a_break_does(mllt_command, tmp_path):

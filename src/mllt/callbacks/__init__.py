@@ -1,16 +1,22 @@
-"""What runs beside training: progress, loggers, and what a run is made by."""
+"""What runs beside training: progress, loggers, checkpoints and a safe end, and what a run is made by."""
 
-from mllt.callbacks.interrupt import StopBetweenSteps
-from mllt.callbacks.loggers import MetricsCSV, finish_loggers, tensorboard_logger, wandb_logger
+from mllt.callbacks.loggers import EpochLearningRate, MetricsCSV, finish_loggers, tensorboard_logger, wandb_logger
+from mllt.callbacks.nonfinite import NonFiniteGuard
 from mllt.callbacks.progress import RunProgress
-from mllt.callbacks.provenance import Provenance, SeedEpochs
+from mllt.callbacks.provenance import Provenance, SeedSteps
+from mllt.callbacks.saving import SaveAndStop, WholeCheckpoints
+from mllt.callbacks.signals import Stopped
 
 __all__ = [
+    "EpochLearningRate",
     "MetricsCSV",
+    "NonFiniteGuard",
     "Provenance",
     "RunProgress",
-    "SeedEpochs",
-    "StopBetweenSteps",
+    "SaveAndStop",
+    "SeedSteps",
+    "Stopped",
+    "WholeCheckpoints",
     "finish_loggers",
     "tensorboard_logger",
     "wandb_logger",

@@ -9,10 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mllt.errors import ArgumentError, check_choice
+from mllt.files import written_whole
+
+
+class EpochLearningRate(LearningRateMonitor):
+    """Logs the learning rate of each epoch, also of one that a run goes on within."""
+
+    def __init__(self) -> None:
+        super().__init__("epoch")
+
+    def on_train_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        super().on_train_start(trainer, *args, **kwargs)
+        if trainer.fit_loop.restarted_mid_epoch:  # begun before the break
+            self.on_train_epoch_start(trainer, *args, **kwargs)
 
 
 class MetricsCSV(Logger):
@@ -63,17 +78,14 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file, once there is something to write: beside it first, then in its place."""
+        """Write the file, once there is something to write."""
         if not self._rows:
             return
         names = dict.fromkeys(name for row in self._rows.values() for name in row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with written_whole(self.path) as file:
             writer = csv.DictWriter(file, list(names))
             writer.writeheader()
             writer.writerows(self._rows.values())
-        os.replace(partial, self.path)
 
 
 def read_rows(path: Path) -> dict[int, dict[str, Any]]:

@@ -36,6 +36,7 @@ class RunProgress(ProgressBar):
         self._bar: Progress | None = None
         self._task: Any = None
         self._epoch_start = self._drawn = self._validation_start = 0.0
+        self._in_epoch = False
         self._loss: Any = None
 
     @property
@@ -70,6 +71,7 @@ class RunProgress(ProgressBar):
         self._enabled = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._epoch_start = time.perf_counter()  # of the rest of an epoch, where one goes on
         if self._enabled and self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -91,6 +93,7 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._in_epoch = True
         self.images += self._images_of(batch) * trainer.world_size
         now = time.perf_counter()
         if self._bar is not None and now - self._drawn > self.refresh_seconds:
@@ -112,13 +115,15 @@ class RunProgress(ProgressBar):
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds and images so far, so that a run that goes on tells those of the whole."""
-        return {"train_seconds": self.train_seconds, "images": self.images}
+        running = time.perf_counter() - self._epoch_start if self._in_epoch else 0.0
+        return {"train_seconds": self.train_seconds + running, "images": self.images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_seconds, self.images = float(state_dict["train_seconds"]), int(state_dict["images"])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.train_seconds += time.perf_counter() - self._epoch_start
+        self._in_epoch = False
         self._loss = trainer.callback_metrics.get("train/loss")
         if self._enabled and self._bar is None:
             done = trainer.current_epoch + 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -27,7 +29,7 @@ class Provenance(Callback):
         self.commit, self.settings = commit, dict(settings)
         self.commits: list[str | None] = []
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.commit not in self.commits:
             self.commits.append(self.commit)
 
@@ -60,9 +62,9 @@ class Provenance(Callback):
         return list(told["callbacks"].get(self.state_key, {}).get("commits", []))
 
 
-class SeedEpochs(Callback):
-    """Seeds torch's generators anew for every epoch and device, so that what draws from them (dropout, ...) is the same after
-    a break; what mllt draws itself does not depend on them.
+class SeedSteps(Callback):
+    """Seeds the generators anew for every batch and device, so that what draws from them (dropout, ...) is the same after a
+    break, wherever that was; what mllt draws itself does not depend on them.
 
     Args:
         seed: of the stage.
@@ -71,5 +73,8 @@ class SeedEpochs(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        torch.manual_seed(int(random_bits(self.seed, trainer.current_epoch, trainer.global_rank) >> 1))
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        bits = int(random_bits(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+        torch.manual_seed(bits >> 1)
+        np.random.seed(bits >> 32)
+        random.seed(bits)

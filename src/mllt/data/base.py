@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,32 @@ class QuietLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         with torch.random.fork_rng(devices=[]):
             return super().__iter__()
+
+
+class TrainLoader(QuietLoader):
+    """A loader of training batches that can begin within an epoch.
+
+    Its state tells the optimizer steps whose batches were handed out, not those that its processes work on. A trainer keeps
+    it in checkpoints, and gives it back to a run that goes on, on any number of devices and accumulated steps.
+    """
+
+    sampler: GlobalBatchSampler
+    _handed_out = 0  # batches of the epoch
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # Begun with the first batch, its processes, too: when a run goes on, Lightning asks for this before it tells the epoch
+        self._handed_out = self.sampler.taken * self.sampler.accumulate
+        for batch in super().__iter__():
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its steps are done."""
+        return {"epoch": self.sampler.epoch, "steps": self._handed_out // self.sampler.accumulate}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Begin that epoch behind the steps that are done."""
+        self.sampler.go_on(state_dict["epoch"], min(state_dict["steps"], self.sampler.steps))
 
 
 SAMPLINGS = ("instance", "balanced")
@@ -284,7 +310,7 @@ class LongTailedDataModule(L.LightningDataModule):
         )
         transform = self.train_transform() if self.augment else self.eval_transform()
         other = self.view_transform() if self.companion == "view" and self.augment else transform
-        return self._loader(ImageDataset(source, transform, self.seed, other), sampler)
+        return self._loader(ImageDataset(source, transform, self.seed, other), sampler, TrainLoader)
 
     def _companions(self, labels: Any) -> Companions | None:
         return None if self.companion is None else Companions(self.companion, labels, self.seed, shuffle=self.shuffle)
@@ -312,10 +338,12 @@ class LongTailedDataModule(L.LightningDataModule):
         sampler = EvaluationSampler(len(source), self.eval_batch_size, num_replicas=world, rank=rank)
         return self._loader(ImageDataset(source, self.eval_transform(), self.seed), sampler, once=once)
 
-    def _loader(self, dataset: ImageDataset, sampler: Any, *, once: bool = False) -> DataLoader[Batch]:
+    def _loader(
+        self, dataset: ImageDataset, sampler: Any, loader: type[QuietLoader] = QuietLoader, *, once: bool = False
+    ) -> DataLoader[Batch]:
         """A loader of this device's batches; `once`: its processes end after one pass."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return QuietLoader(
+        return loader(
             dataset,
             batch_size=None,  # the sampler asks for whole batches
             sampler=sampler,

@@ -312,13 +312,23 @@ class GlobalBatchSampler(_DeviceSampler):
             )
         super().__init__(length, num_replicas, rank)
         self.order = order
+        self._taken = (0, 0)  # an epoch, and how many of its first steps are left out
         self.global_batch_size, self.accumulate = batch_size, accumulate
         self.drop_last, self.companions = drop_last, companions
         self.steps = length // batch_size if drop_last else -(-length // batch_size)
 
     def __len__(self) -> int:
-        """Micro-batches per epoch on this device."""
+        """Micro-batches per epoch on this device, those included that `go_on` leaves out."""
         return self.steps * self.accumulate
+
+    def go_on(self, epoch: int, steps: int) -> None:
+        """Leave out the first `steps` of this epoch, which were taken before; other epochs are whole."""
+        self._taken = (check_integer("epoch", epoch, 0), check_integer("steps", steps, 0, self.steps))
+
+    @property
+    def taken(self) -> int:
+        """How many steps of the epoch are left out."""
+        return self._taken[1] if self._taken[0] == self.epoch else 0
 
     def __iter__(self) -> Iterator[BatchRequest]:
         world, rank = self.devices()
@@ -327,7 +337,7 @@ class GlobalBatchSampler(_DeviceSampler):
         used = self.steps * self.global_batch_size if self.drop_last else self.length
         steps = np.arange(self.steps + 1) * used // self.steps
         shares = self.accumulate * world
-        for start, stop in itertools.pairwise(steps.tolist()):
+        for start, stop in itertools.pairwise(steps[self.taken :].tolist()):
             edges = start + np.arange(shares + 1) * (stop - start) // shares
             for share in range(rank, shares, world):  # this device's, micro-batch after micro-batch
                 first, last = int(edges[share]), int(edges[share + 1])

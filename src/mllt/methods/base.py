@@ -404,11 +404,45 @@ class LongTailedModule(L.LightningModule):
 
     def _log_mean(self, name: str, value: Tensor, images: Tensor) -> None:
         """Log the mean over the epoch's images on all devices. (Lightning's own mean rounds their number per device.)"""
+        mean = self._mean_of(name, value.device)
+        mean.update(value, images)
+        self.log(f"train/{name}", mean, on_step=False, on_epoch=True, metric_attribute=f"train_means.{name}")
+
+    def _mean_of(self, name: str, device: torch.device) -> ImageMean:
         if name not in self.train_means:
-            self.train_means[name] = ImageMean().to(value.device)
-        mean = self.train_means[name]
-        mean.update(value, images)  # type: ignore[operator]
-        self.log(f"train/{name}", mean, on_step=False, on_epoch=True, metric_attribute=f"train_means.{name}")  # type: ignore[arg-type]
+            self.train_means[name] = ImageMean().to(device)
+        return self.train_means[name]  # type: ignore[return-value]
+
+    def epoch_sums(self) -> dict[str, Tensor]:
+        """What this device has added up in the epoch so far, by name; a method with sums of its own adds them.
+
+        A checkpoint within an epoch holds them, and `load_epoch_sums` gets them back, so that what is told of the epoch is of
+        the whole of it. On another number of devices than they come from, the first gets their total.
+        """
+        return {f"train/{name}": torch.stack([mean.total, mean.images]) for name, mean in self.train_means.items()}  # type: ignore[list-item]
+
+    def load_epoch_sums(self, sums: dict[str, Tensor]) -> None:
+        """Let the sums of the epoch be those that `epoch_sums` gave, and nothing where it gave none."""
+        for mean in self.train_means.values():
+            mean.reset()  # type: ignore[operator]
+        for name, pair in sums.items():
+            if name.startswith("train/"):
+                mean = self._mean_of(name.removeprefix("train/"), self.device)
+                mean.update(pair[0].to(self.device), 1)
+                mean.images = pair[1].to(self.device)
+
+    def on_step_left_out(self) -> None:
+        """The optimizer step that is under way is left out, its loss not being finite: forget what else it was to change."""
+
+    def on_train_start(self) -> None:
+        """See to it that training goes on where it stopped, also where something has asked for the number of steps early.
+
+        Lightning makes the loader then, before it has read how far the epoch is, and does not come back to it.
+        """
+        loop = self.trainer.fit_loop
+        if loop._combined_loader is not None and loop._combined_loader_states_to_load:
+            loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+            loop._combined_loader_states_to_load = []
 
     def on_validation_epoch_start(self) -> None:
         self.evaluation.reset()
@@ -498,6 +532,13 @@ class LongTailedModule(L.LightningModule):
             "class_names": self.class_names,
             "preprocessing": self.preprocessing,
         }
+        if self._trainer is not None and within_epoch(self._trainer):
+            sums = {
+                name: torch.as_tensor(self.all_gather(value.to(self.device))).cpu() for name, value in self.epoch_sums().items()
+            }
+            checkpoint[KEY]["epoch_sums"] = {
+                name: value if self._trainer.world_size > 1 else value[None] for name, value in sums.items()
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The trainer is about to load a checkpoint: method and network must be the same, and to go on training the recipe."""
@@ -510,6 +551,19 @@ class LongTailedModule(L.LightningModule):
             raise CheckpointError(
                 f"Expected a checkpoint of stage {self.stage!r}, but it is of stage {theirs!r}. Call begin({theirs!r}) first."
             )
+        if training:
+            self._take_epoch_sums(checkpoint.get(KEY, {}).get("epoch_sums", {}))
+
+    def _of_all_devices(self, value: Tensor) -> Tensor:
+        """`(devices, ...)`, on the processor."""
+        values = self.all_gather(value.to(self.device)) if self.trainer.world_size > 1 else value[None]
+        return torch.as_tensor(values).cpu()
+
+    def _take_epoch_sums(self, of_devices: dict[str, Tensor]) -> None:
+        """This device's part of the sums `(devices, ...)` that a checkpoint holds."""
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        sums = {name: parts[rank] if len(parts) == world else parts.sum(0) * (rank == 0) for name, parts in of_devices.items()}
+        self.load_epoch_sums(sums)
 
     def check_checkpoint(self, checkpoint: dict[str, Any], *, training: bool) -> None:
         """Raise `CheckpointError` unless a checkpoint is of this method and network, and to go on `training` of this recipe."""
@@ -589,6 +643,12 @@ class LongTailedModule(L.LightningModule):
             raise CheckpointError(f"Expected {path} to fit {cls.__name__}, but it does not: {error}") from error
         device = next(iter(checkpoint["state_dict"].values())).device
         return module.to(device).eval()
+
+
+def within_epoch(trainer: L.Trainer) -> bool:
+    """Whether a trainer has begun an epoch that is not over."""
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    return trainer.state.fn == TrainerFn.FITTING and epoch.processed < epoch.started
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu", **overrides: Any) -> LongTailedModule:

@@ -146,6 +146,13 @@ class DIVEModule(LongTailedModule):
         found = torch.stack([virtual_examples(taught, temperature, power=1.0) for temperature in self._temperatures()])
         self._counted = self._counted.to(found.device) + found * (weight > 0)
 
+    def epoch_sums(self) -> dict[str, Tensor]:
+        return {**super().epoch_sums(), "virtual_examples": self._counted}
+
+    def load_epoch_sums(self, sums: dict[str, Tensor]) -> None:
+        super().load_epoch_sums(sums)
+        self._counted = sums.get("virtual_examples", self._counted)
+
     def on_train_epoch_start(self) -> None:
         self._counted = torch.zeros_like(self._counted)
 

@@ -203,6 +203,10 @@ class SSDModule(LongTailedModule):
         if self.contrast is not None:
             self.contrast.follow(self.network, self.hparams["key_momentum"])
 
+    def on_step_left_out(self) -> None:
+        if self.contrast is not None:
+            self.contrast.drop()
+
 
 class DriftingTeacher(Teacher):
     """A teacher that runs on batch statistics while it teaches, as released."""
@@ -245,6 +249,10 @@ class Contrast(nn.Module):
         """Keep keys for the queue until the step is done; those that only fill up an empty share (weight 0) are left out."""
         share = len(keys) * int(weight > 0)
         self._held.append((keys[:share], targets[:share]))
+
+    def drop(self) -> None:
+        """Let go of the keys that are kept."""
+        self._held = []
 
     @torch.no_grad()
     def follow(self, network: Any, momentum: float) -> None:

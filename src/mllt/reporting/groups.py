@@ -48,7 +48,7 @@ DATA = {
 }
 #: Settings that do not bear on the result; a name with a dot stands for itself, one without for all below it, too.
 NO_BEARING = {
-    *("seed", "output_dir", "resume", "overwrite", "threads", "warning", "name", "recipe", "recipe_source"),
+    *("seed", "output_dir", "resume", "overwrite", "checkpoints", "threads", "warning", "name", "recipe", "recipe_source"),
     *("logger", "callbacks", "hydra", "debug", "sweep", "launcher"),
     *("data.root", "data.list_dir", "data.download", "data.verify_files", "data.verify_lists"),
     *("data.num_workers", "data.eval_batch_size"),
