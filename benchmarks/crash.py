@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 COMMON = ("experiment=digits_lt", "network=resnet20", "data.val_fraction=0.2", "checkpoints.every_steps=3", "threads=1")
-#: Every kind of state is in one of them: accumulated steps, a moving average, loader processes, stages, mixed and paired images.
+#: Every kind of state is in one of them: accumulated steps, a moving average, loader processes, stages, paired images, a queue.
 RUNS = {
     "mutual": ("network.num_experts=2", "trainer.accumulate_grad_batches=2", "optimizer.ema_decay=0.9", "data.num_workers=2"),
     "mislas": ("network.num_experts=1", "data.num_workers=2"),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mllt.errors import ArgumentError, CheckpointError
+from mllt.files import sha256_of, written_whole
 
 #: Where `LongTailedModule` puts what is ours in a Lightning checkpoint.
 KEY = "mllt"
@@ -41,6 +42,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise CheckpointError(f"Expected a checkpoint file, but {path} is a folder. Try {path / 'checkpoints' / 'last.ckpt'}.")
     if not path.is_file():
         raise CheckpointError(f"Expected a checkpoint file, but there is none at {path}.{_neighbours(path)}")
+    _check_digest(path)
     try:
         if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()) is not None:  # torch does not look
             raise ValueError(f"the checksum of {broken} does not fit")
@@ -56,6 +58,51 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"({path.stat().st_size:,} bytes; it may be cut off or damaged). Use another copy of it."
         ) from error
     return _check_ours(path, checkpoint)
+
+
+def export_model(checkpoint: str | Path, output: str | Path) -> dict[str, Any]:
+    """Write what predicts, without what only training needs, and its SHA-256 beside it: to publish, or to deploy.
+
+    The result loads as any checkpoint of ours, and `sha256sum -c OUTPUT.sha256` checks it; so does `read_checkpoint`.
+
+    Args:
+        checkpoint: a checkpoint of ours.
+        output: the file to write, such as `model.ckpt`.
+
+    Returns:
+        {"bytes", "sha256"} of it.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or not ours.
+        StorageError: the file cannot be written.
+    """
+    whole, output = read_checkpoint(checkpoint), Path(output)
+    kept = ("state_dict", "hyper_parameters", KEY, "epoch", "global_step", "pytorch-lightning_version")
+    model = {name: whole[name] for name in kept if name in whole}
+    model[KEY] = {name: value for name, value in model[KEY].items() if name != "epoch_sums"}
+    with written_whole(output, "wb") as file:
+        torch.save(model, file)
+    digest = sha256_of(output)
+    with written_whole(_digest_of(output)) as file:
+        file.write(f"{digest}  {output.name}\n")
+    return {"bytes": output.stat().st_size, "sha256": digest}
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _check_digest(path: Path) -> None:
+    """Where a digest lies beside a file, the file must have it."""
+    beside = _digest_of(path)
+    if beside.is_file():
+        wanted = beside.read_text(encoding="utf-8", errors="replace")[:64].lower()
+        found = sha256_of(path)
+        if found != wanted:
+            raise CheckpointError(
+                f"Expected {path} to have the SHA-256 that {beside.name} tells, {wanted!r}, but it has {found} "
+                f"({path.stat().st_size:,} bytes): it was changed, or damaged on the way. Get it again."
+            )
 
 
 def glance(path: Path) -> dict[str, Any] | None:

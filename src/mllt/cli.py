@@ -27,6 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mllt import recipes
 from mllt.errors import ArgumentError, MlltError, did_you_mean
+from mllt.files import first_process
 
 CONFIG_MODULE = "mllt.conf"
 _STAMP = "MLLT_RUN_STAMP"
@@ -66,7 +67,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
         sys.exit(130)
     except SystemExit as end:
         if getattr(end, "where", None):  # asked to end: `callbacks.Stopped`, which is not imported for this
-            print(f"Stopped {end}.", file=sys.stderr)
+            if first_process():
+                print(f"Stopped {end}.", file=sys.stderr)
             sys.exit(end.code)
         raise
     except Exception as error:

@@ -1,7 +1,8 @@
 """A run's folder: what lies in it, `results.json`, and the table that is printed.
 
 config.yaml      every setting of the run, resolved
-checkpoints/     last.ckpt, previous.ckpt (the one before), and best.ckpt where there is a validation split
+checkpoints/     last.ckpt, previous.ckpt (the one before), and best.ckpt where there is a validation split; of a finished
+                 run model.ckpt, what predicts, with its SHA-256
 stages/NAME/     checkpoints and metrics of the stages before the last, where a method has several
 metrics.csv      losses and accuracies by epoch
 results.json     what the run showed, and how it came about
@@ -67,6 +68,11 @@ class RunFolder:
     def best(self) -> Path:
         """The checkpoint of the best epoch on validation, where there is a validation split."""
         return self.checkpoints / "best.ckpt"
+
+    @property
+    def model(self) -> Path:
+        """What predicts, of a finished run: the last checkpoint without what only training needs."""
+        return self.checkpoints / "model.ckpt"
 
     @property
     def metrics(self) -> Path:

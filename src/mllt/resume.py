@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,17 +13,11 @@ from omegaconf import DictConfig
 from mllt.callbacks import Provenance
 from mllt.checkpoint import KEY, glance, read_checkpoint
 from mllt.errors import ArgumentError, CheckpointError, check_choice
-from mllt.files import remove_partial
+from mllt.files import first_process, remove_partial
 from mllt.methods import LongTailedModule
 from mllt.results import RunFolder
 
 AUTO = "auto"
-
-
-def first_process() -> bool:
-    """Whether this is the first process of the run, by what those who start several tell them."""
-    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") in ("", "0") for name in names)
 
 
 def prepare_folder(config: DictConfig, folder: RunFolder) -> None:

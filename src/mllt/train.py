@@ -36,9 +36,9 @@ def train(config: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     from mllt.build import check_start
-    from mllt.files import FolderLock
+    from mllt.files import FolderLock, first_process
     from mllt.results import RunFolder
-    from mllt.resume import first_process, prepare_folder
+    from mllt.resume import prepare_folder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir).resolve())
     check_start(config)
@@ -56,6 +56,7 @@ def train_in(config: DictConfig, folder: RunFolder) -> float:
 
     from mllt.build import absolute_paths, build_data, build_module, plain, remarks
     from mllt.callbacks import Provenance
+    from mllt.checkpoint import export_model
     from mllt.errors import check_integer
     from mllt.recipes import settle_recipe, untuned
     from mllt.results import git_commit
@@ -84,6 +85,7 @@ def train_in(config: DictConfig, folder: RunFolder) -> float:
         resume, opening = None, []
     results = collect(config, trainer, module, folder, data, made_by)
     if trainer.is_global_zero:
+        results["model"] = {"file": str(folder.relative(folder.model)), **export_model(folder.last, folder.model)}
         report(results, folder)
     return float(results["test"]["ensemble"]["compensated"]["all"] if validated is None else validated)
 
@@ -243,7 +245,7 @@ def report(results: dict[str, Any], folder: RunFolder) -> None:
         table(results["test"], title),
         caption(results["shot_groups"]),
         f"Trained{seconds}. Everything lies in {folder.shown}:",
-        f"  {folder.relative(folder.last)} (weights), {folder.relative(folder.metrics)} (curves), "
+        f"  {folder.relative(folder.model)} (weights), {folder.relative(folder.metrics)} (curves), "
         f"{folder.relative(folder.results)}, {folder.relative(folder.config)}",
     )
 

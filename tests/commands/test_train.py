@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import shutil
 
 import pytest
 import torch
@@ -27,8 +29,41 @@ def same_weights(one, other):
 
 def test_a_run_leaves_settings_checkpoints_curves_and_results_and_nothing_else(trained):
     files = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
-    checkpoints = {f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best")}
+    checkpoints = {
+        f"checkpoints/{name}" for name in ("last.ckpt", "previous.ckpt", "best.ckpt", "model.ckpt", "model.ckpt.sha256")
+    }
     assert files == {"config.yaml", *checkpoints, "metrics.csv", "results.json"}
+
+
+def test_the_model_of_a_run_is_its_last_checkpoint_and_carries_its_sha256(trained, tmp_path):
+    model, last = trained / "checkpoints" / "model.ckpt", trained / "checkpoints" / "last.ckpt"
+    told = read_json(trained / "results.json")["model"]
+    assert hashlib.sha256(model.read_bytes()).hexdigest() == told["sha256"]
+    assert told["bytes"] == model.stat().st_size < last.stat().st_size
+    assert (trained / "checkpoints" / "model.ckpt.sha256").read_text() == f"{told['sha256']}  model.ckpt\n"
+    assert same_weights(weights(trained), torch.load(model, weights_only=True)["state_dict"])
+    assert load_checkpoint(model).method == "mutual"
+
+
+def test_a_model_that_is_not_what_its_sha256_tells_is_refused(mllt_command, trained, tmp_path):
+    for name in ("model.ckpt", "model.ckpt.sha256"):
+        (tmp_path / name).write_bytes((trained / "checkpoints" / name).read_bytes())
+    shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path / "model.ckpt")  # whole, but another file
+    done = mllt_command("evaluate", f"checkpoint={tmp_path / 'model.ckpt'}")
+    assert done.status == 2
+    assert "to have the SHA-256 that model.ckpt.sha256 tells" in done.err
+
+
+def test_a_model_alone_is_nothing_to_go_on_from(mllt_command, trained, tmp_path):
+    done = mllt_command(
+        "train",
+        *SMALL,
+        "data.val_fraction=0.2",
+        f"resume={trained / 'checkpoints' / 'model.ckpt'}",
+        f"output_dir={tmp_path / 'run'}",
+    )
+    assert done.status == 2
+    assert "does not tell how far its training was" in done.err
 
 
 def test_results_say_what_was_trained_and_what_came_out(trained):
