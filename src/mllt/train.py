@@ -79,7 +79,9 @@ def train_in(config: DictConfig, folder: RunFolder) -> float:
     recipe = [] if config.recipe == "paper" else [f"Recipe: {config.recipe}{source}."]
     choices = HydraConfig.get().runtime.choices
     notes = [*remarks(config), *untuned(choices["experiment"], choices["method"])]
-    opening = [tail, *recipe, *(f"Note: {note}" for note in notes)]
+    done = f"Going on with stage {module.stages()[first].name}: what comes before it is done." if first else ""
+    onward = [f"Going on from {resume}." if resume is not None else done] if first or resume is not None else []
+    opening = [tail, *recipe, *(f"Note: {note}" for note in notes), *onward]
     for number in range(first, len(module.stages())):
         trainer, validated = run_stage(config, folder, module, data, number, resume, opening, made_by)
         resume, opening = None, []
@@ -150,6 +152,8 @@ def fit_and_test(
         Stopped: it was asked to end; says how to go on.
         DataError: the test cannot read its images; says that the training is saved.
     """
+    import signal
+
     from mllt.callbacks import Stopped
     from mllt.errors import DataError
 
@@ -159,10 +163,14 @@ def fit_and_test(
         if test:
             trainer.test(module, datamodule=data, verbose=False)
         return validated
-    except Stopped as stop:
+    except SystemExit as end:
+        if not isinstance(end, Stopped) and not trainer.interrupted:
+            raise
+        # The other kind is what Lightning makes of a KeyboardInterrupt that did not wait for the end of a step
+        stop = end if isinstance(end, Stopped) else Stopped(signal.SIGINT, f" in epoch {trainer.current_epoch + 1}")
         if folder.last.exists():
             stop.where += f", saved in {folder.last}. Go on by the same command with output_dir={folder.run}"
-        raise
+        raise stop from None
     except DataError as error:
         if not trainer.testing:
             raise
