@@ -209,12 +209,19 @@ def test_16_bit_colour_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "cause"),
-    [("absent.jpg", "no such file"), ("empty.jpg", "empty"), ("text.jpg", "no picture"), ("folder", "Is a directory")],
+    [
+        ("absent.jpg", "no such file"),
+        ("empty.jpg", "empty"),
+        ("text.jpg", "no picture"),
+        ("folder", "it is a folder"),
+        ("pipe", "a pipe"),
+    ],
 )
 def test_what_is_no_picture_is_refused_by_name_and_cause(tmp_path, name, cause):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("<html>404</html>")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait forever
     with pytest.raises(DataError, match=cause) as caught:
         load_rgb(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)

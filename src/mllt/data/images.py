@@ -1,12 +1,14 @@
 """Picture files: decoding, the source of files, and the transforms of the ImageNet family.
 
 Decoding tolerates what is harmless (odd modes, broken metadata) and refuses what is not (cut-off or undecodable
-data), by name. Transforms here take the list of Pillow images that a `FileSource` loads, of any size each.
+data, decompression bombs), by name. Transforms here take the list of Pillow images that a `FileSource` loads, of any size each.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,14 @@ from mllt.data.order import Draws, IntArray
 from mllt.data.sources import data_root
 from mllt.errors import ArgumentError, DataError, check_integer, check_number, did_you_mean
 
+#: Pixels of the largest picture that is decoded, such as 10,000 x 10,000: under 2 GB while it is.
+MAX_PIXELS = 100_000_000
+#: Bytes of the largest file that is read.
+MAX_BYTES = 2**29
+#: Formats by Pillow's names. Of all that Pillow knows, these decode within the limits; others start programs (EPS), or hold
+#: pictures of other sizes than their header tells (ICO, ICNS).
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # The stream of `Draws` that seeds the augmentation of a picture; part of the format, apart from those of `augment`.
@@ -40,6 +50,7 @@ _PREPROCESSING = ("size", "resize", "mean", "std")
 
 _T = TypeVar("_T")
 
+_TIFF_TILE = (322, 323)  # width and length
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,11 +71,12 @@ def load_rgb(path: str | bytes | os.PathLike[str]) -> Image.Image:
     """The picture in a file, upright, as a plain 8-bit RGB image without metadata.
 
     The EXIF orientation is applied where it can be read; broken metadata is ignored, and so are Pillow's warnings. Of
-    an animation it is the first frame. How other modes become RGB says `to_rgb`.
+    an animation it is the first frame. How other modes become RGB says `to_rgb`. Formats are those of `FORMATS`.
 
     Raises:
-        DataError: a file that is not there or that Pillow cannot decode whole, also pictures that it takes for
-            decompression bombs (more than twice `PIL.Image.MAX_IMAGE_PIXELS`); names the file and the cause.
+        DataError: a file that is not there or that Pillow cannot decode whole; one of more than `MAX_PIXELS` pixels as its
+            header tells, or of more than `MAX_BYTES`, before any of it is decoded (where `PIL.Image.MAX_IMAGE_PIXELS` is
+            lower, Pillow refuses more than twice that number); names the file and the cause.
     """
     with _quiet():
         turn, upright = _opened(os.fsdecode(path), _decode)
@@ -105,11 +117,43 @@ def _decode(image: Image.Image) -> tuple[Image.Transpose | None, Image.Image]:
 def _opened(path: str, use: Callable[[Image.Image], _T]) -> _T:
     """What `use` gives for the picture in a file; whatever fails is a `DataError` that names the file and the cause."""
     try:
+        _check_file(path)
         # A file of our own: Pillow leaves the one that it opens itself to the garbage collector when it fails
-        with open(path, "rb") as file, Image.open(file) as image:
+        with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
+            _check_pixels(image)
             return use(image)
     except Exception as error:  # decoders fail in many ways: OSError, SyntaxError, ValueError, struct.error, ...
-        raise DataError(f"Cannot read the picture {path}: {_cause(error, path)}.") from error
+        shown = path if path.isprintable() else repr(path)  # a name may hold what a terminal obeys, or what is no UTF-8
+        raise DataError(f"Cannot read the picture {shown}: {_cause(error, path)}.") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_file(path: str) -> None:
+    """Refuse what is not read to an end in reasonable time: pipes, devices, huge files (a few bytes on disk, if sparse)."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError("it is a folder, a pipe or a device")
+    if status.st_size > MAX_BYTES:
+        raise DataError(f"it is of {status.st_size:,} bytes, and no more than {MAX_BYTES:,} are read")
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Refuse a picture by its header: a few kilobytes may unfold to gigabytes. (Metadata that would, Pillow refuses.)"""
+    sizes = [image.size]
+    if image.format == "TIFF":  # decoded tile by tile, and a tile may be larger than the picture
+        sizes.append(tuple(int(image.tag_v2.get(tag, 0)) for tag in _TIFF_TILE))  # type: ignore[attr-defined]
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"its header tells of {width:,} x {height:,} pixels, and no more than {MAX_PIXELS:,} are decoded: a decompression "
+            "bomb, or to be scaled down"
+        )
 
 
 @contextmanager
@@ -141,13 +185,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    # In place as far as can be: of the largest picture, this array is 0.8 GB
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), copy=False, posinf=0.0, neginf=0.0)
     customary = {"F": (1, 255, 65535)}.get(image.mode, (65535,))
-    white = next((level for level in customary if values.max() <= level), values.max())
-    grey = np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8)
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        grey[values == key] = 255
+    highest, key = values.max(), image.info.get("transparency")
+    white = next((level for level in customary if highest <= level), highest)
+    clear = values == key if isinstance(key, int) else False
+    values = values.clip(0, white, out=values)
+    values *= 255 / white
+    grey = np.rint(values, out=values).astype(np.uint8)
+    grey[clear] = 255
     return Image.fromarray(grey).convert("RGB")
 
 
@@ -162,8 +209,14 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
 def _cause(error: BaseException, path: str) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
+    if isinstance(error, DataError):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return "the file is empty" if os.path.getsize(path) == 0 else "it is no picture, or of no format that Pillow knows"
+        return (
+            "the file is empty"
+            if os.path.getsize(path) == 0
+            else f"it is no picture of a known format ({', '.join(_formats())})"
+        )
     return f"{type(error).__name__}: {error}".rstrip(".: ")
 
 
