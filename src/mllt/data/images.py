@@ -145,10 +145,10 @@ def _check_file(path: str) -> None:
 
 def _check_pixels(image: Image.Image) -> None:
     """Refuse a picture by its header: a few kilobytes may unfold to gigabytes. (Metadata that would, Pillow refuses.)"""
-    sizes = [image.size]
+    width, height = image.size
     if image.format == "TIFF":  # decoded tile by tile, and a tile may be larger than the picture
-        sizes.append(tuple(int(image.tag_v2.get(tag, 0)) for tag in _TIFF_TILE))  # type: ignore[attr-defined]
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
+        tile = [int(image.tag_v2.get(tag, 0)) for tag in _TIFF_TILE]  # type: ignore[attr-defined]
+        width, height = max((width, height), (tile[0], tile[1]), key=lambda size: size[0] * size[1])
     if width * height > MAX_PIXELS:
         raise DataError(
             f"its header tells of {width:,} x {height:,} pixels, and no more than {MAX_PIXELS:,} are decoded: a decompression "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,10 @@ from mllt.data.order import IntArray
 from mllt.data.sources import Transform, data_root
 from mllt.data.views import ContrastiveView
 from mllt.errors import ArgumentError, DataError, check_bool, check_integer, check_number, name_some
+
+_NOT_IN_PATHS = re.compile(rb"[\x00-\x1f\x7f\\]")
+#: What reading JSON of another shape than expected, or made to be hard to read, may raise.
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 INATURALIST_MEAN, INATURALIST_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
 
@@ -84,6 +89,10 @@ def read_bytes(path: str | Path) -> bytes:
 def check_paths(paths: Sequence[bytes], root: str | Path, place: Callable[[int], str]) -> NDArray[np.bytes_]:
     """Paths relative to `root` in their shortest form; none leads out of it, none comes twice.
 
+    What counts is what is written: symbolic links in the folder are followed, also to elsewhere, since a list cannot make
+    any. Backslashes and control characters (NUL) are refused: they mean other paths to other systems, and no file's name
+    needs them.
+
     Args:
         paths: relative to `root`, or absolute.
         root: the folder of the pictures.
@@ -92,11 +101,19 @@ def check_paths(paths: Sequence[bytes], root: str | Path, place: Callable[[int],
     >>> check_paths([b"./cat/1.jpg", b"cat//2.jpg", b"/data/cat/3.jpg"], "/data", str).tolist()
     [b'cat/1.jpg', b'cat/2.jpg', b'cat/3.jpg']
     """
+    odd = [i for i, path in enumerate(paths) if not path or _NOT_IN_PATHS.search(path)]
+    refuse(
+        "Expected paths with / between folders, without backslashes and control characters",
+        [f"{place(i)}: {os.fsdecode(paths[i])}" for i in odd],
+        "is odd",
+        "are odd",
+        "Write cat/1.jpg for cat\\1.jpg, and rename files whose names hold such characters.",
+    )
     folder = data_root(root)
     roots = [os.path.join(os.fsencode(form(folder)), b"") for form in (os.path.abspath, os.path.realpath)]
     # Almost all paths of a long list are in that form already
     short = [_shortest(path, roots) if b"//" in path or b"/." in path or path[:1] in b"./" else path for path in paths]
-    leaving = [i for i, path in enumerate(short) if os.path.isabs(path) or path == b".." or path.startswith(b"../")]
+    leaving = [i for i, path in enumerate(short) if os.path.isabs(path) or path in (b".", b"..") or path.startswith(b"../")]
     refuse(
         f"Expected paths inside the data folder {folder}",
         [f"{place(i)}: {os.fsdecode(paths[i])}" for i in leaving],
@@ -180,9 +197,9 @@ def read_coco(path: str | Path, root: str | Path) -> tuple[FileSource, dict[int,
         data = json.loads(read_bytes(path))
         files = {image["id"]: os.fsencode(image["file_name"]) for image in data["images"]}
         seen = Counter(image["id"] for image in data["images"])
-        pairs = [(annotation["image_id"], int(annotation["category_id"])) for annotation in data["annotations"]]
-        names = {int(category["id"]): str(category.get("name", category["id"])) for category in data["categories"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        pairs = [(annotation["image_id"], _identifier(annotation["category_id"])) for annotation in data["annotations"]]
+        names = {_identifier(category["id"]): str(category.get("name", category["id"])) for category in data["categories"]}
+    except _MALFORMED as error:
         raise DataError(
             f"Expected {path} to be JSON with `images` (id, file_name), `annotations` (image_id, category_id) and "
             f"`categories` (id, name), but reading it failed: {type(error).__name__}: {error}."
@@ -205,6 +222,14 @@ def read_coco(path: str | Path, root: str | Path) -> tuple[FileSource, dict[int,
     images = list(files)
     paths = check_paths(list(files.values()), root, lambda i: f"{path}: image {images[i]}")
     return FileSource(paths, [label_of[image] for image in images], root), names
+
+
+def _identifier(value: Any) -> int:
+    """A whole number of a JSON file, small enough for every array."""
+    number = int(value)
+    if abs(number) > 2**62:
+        raise ValueError(f"{value:.3e} is no identifier")
+    return number
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -235,8 +260,8 @@ def read_class_names(folders: Iterable[Path], *, drop_first_word: bool = False) 
 
 def _category_names(path: Path) -> list[str]:
     try:
-        names = {int(category["id"]): str(category["name"]) for category in json.loads(read_bytes(path))}
-    except (KeyError, TypeError, ValueError) as error:
+        names = {_identifier(category["id"]): str(category["name"]) for category in json.loads(read_bytes(path))}
+    except _MALFORMED as error:
         raise DataError(
             f'Expected {path} to be a JSON list of {{"id": label, "name": ...}}, but reading it failed: '
             f"{type(error).__name__}: {error}."
