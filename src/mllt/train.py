@@ -190,7 +190,7 @@ def collect(
 ) -> dict[str, Any]:
     """What `results.json` holds."""
     from mllt.callbacks import NonFiniteGuard, RunProgress
-    from mllt.checkpoint import plain_values
+    from mllt.checkpoint import glance, plain_values
     from mllt.longtail import shot_groups
     from mllt.networks import count_parameters
     from mllt.results import device_name, versions
@@ -204,6 +204,9 @@ def collect(
     of_stages = zip(module.stages(), guard.with_earlier(earlier), strict=True)
     left_out = {stage.name: steps for stage, steps in of_stages if steps}
     commits = [str(commit) for commit in made_by.all_commits(earlier) if commit is not None]
+    for path in earlier:  # of stages that were trained before this command
+        data.load_state_dict((glance(path) or {}).get(type(data).__qualname__, {}))
+    broken = data.broken_images()
     return {
         "experiment": config.name,
         "method": module.method,
@@ -231,7 +234,8 @@ def collect(
         "device": device_name(module.device, trainer.world_size),
         "versions": versions(),
         "data_digest": data.fingerprint,
-        "steps_left_out": left_out,
+        **({"steps_left_out": left_out} if left_out else {}),
+        **({"broken_images": broken} if broken else {}),
         "git_commit": " + ".join(commits) or None,
     }
 

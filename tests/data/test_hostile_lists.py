@@ -75,7 +75,15 @@ def test_no_path_leaves_the_data_folder(tmp_path, read, path):
 @readers
 @pytest.mark.parametrize(
     "path",
-    ["~/x.jpg", "%2e%2e/x.jpg", "\udcc0\udcae\udcc0\udcae/x.jpg", "．．/x.jpg", "$HOME/x.jpg", "..x/y.jpg", "x../y.jpg"],
+    [
+        "~/x.jpg",
+        "%2e%2e/x.jpg",
+        "\udcc0\udcae\udcc0\udcae/x.jpg",
+        "\uff0e\uff0e/x.jpg",
+        "$HOME/x.jpg",
+        "..x/y.jpg",
+        "x../y.jpg",
+    ],
     ids=["home", "percent", "overlong", "wide dots", "variable", "dots first", "dots last"],
 )
 def test_what_other_programs_would_unfold_is_a_plain_name_within_the_folder(tmp_path, read, path):

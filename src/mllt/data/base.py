@@ -189,6 +189,10 @@ class LongTailedDataModule(L.LightningDataModule):
         central crop; None: straight to `size` x `size`), "mean" and "std" (three numbers each, in 0 .. 1).
         """
 
+    def guard(self, train: ImageSource) -> ImageSource:
+        """What stands between the training images and whoever loads them; by default nothing."""
+        return train
+
     # ------------------------------------------------------------------------------------------------ what it tells
 
     @property
@@ -217,6 +221,13 @@ class LongTailedDataModule(L.LightningDataModule):
         """Digits that tell which images with which labels are in which split (before any are held out), from other choices."""
         self.setup()
         return self._fingerprint
+
+    def broken_images(self) -> dict[str, Any] | None:
+        """Training images that could not be read and were replaced, for the results; None where there were none.
+
+        In a distributed run every device must ask.
+        """
+        return None
 
     def summary(self, many_above: int = 100, few_below: int = 20, *, inclusive: bool = False) -> str:
         """The tail in a few words: images, classes, largest and smallest class, imbalance factor, classes per group.
@@ -249,6 +260,7 @@ class LongTailedDataModule(L.LightningDataModule):
             kept, held_out = per_class_split(splits.train.labels, self.val_fraction, self.seed)
             splits.train, splits.val = splits.train.subset(kept), splits.train.subset(held_out)
         self._check(splits)
+        splits.train = self.guard(splits.train)
         self._splits = splits
 
     def _check(self, splits: Splits) -> None:

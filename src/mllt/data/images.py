@@ -67,6 +67,15 @@ _UPRIGHT = {
 # Decoding
 
 
+class PictureError(DataError):
+    """A picture that cannot be read.
+
+    cause: why, without the name of the file.
+    """
+
+    cause = ""
+
+
 def load_rgb(path: str | bytes | os.PathLike[str]) -> Image.Image:
     """The picture in a file, upright, as a plain 8-bit RGB image without metadata.
 
@@ -100,8 +109,8 @@ def damaged_files(source: FileSource) -> list[str]:
 def _damage(path: str) -> str | None:
     try:
         return _opened(path, _skim)
-    except DataError as error:
-        return _cause(error.__cause__ or error, path)
+    except PictureError as error:
+        return error.cause
 
 
 def _skim(image: Image.Image) -> None:
@@ -115,7 +124,7 @@ def _decode(image: Image.Image) -> tuple[Image.Transpose | None, Image.Image]:
 
 
 def _opened(path: str, use: Callable[[Image.Image], _T]) -> _T:
-    """What `use` gives for the picture in a file; whatever fails is a `DataError` that names the file and the cause."""
+    """What `use` gives for the picture in a file; whatever fails is a `PictureError` that names the file and the cause."""
     try:
         _check_file(path)
         # A file of our own: Pillow leaves the one that it opens itself to the garbage collector when it fails
@@ -124,7 +133,9 @@ def _opened(path: str, use: Callable[[Image.Image], _T]) -> _T:
             return use(image)
     except Exception as error:  # decoders fail in many ways: OSError, SyntaxError, ValueError, struct.error, ...
         shown = path if path.isprintable() else repr(path)  # a name may hold what a terminal obeys, or what is no UTF-8
-        raise DataError(f"Cannot read the picture {shown}: {_cause(error, path)}.") from error
+        problem = PictureError(f"Cannot read the picture {shown}: {_cause(error, path)}.")
+        problem.cause = _cause(error, path)  # not an argument: errors of loader processes are made anew, of their text
+        raise problem from error
 
 
 @functools.cache

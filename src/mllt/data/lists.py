@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from mllt.data.augment import check_statistics
 from mllt.data.base import LongTailedDataModule, Splits, counted
+from mllt.data.broken import SkippingSource
 from mllt.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -33,9 +34,18 @@ from mllt.data.images import (
     check_scale,
 )
 from mllt.data.order import IntArray
-from mllt.data.sources import Transform, data_root
+from mllt.data.sources import ImageSource, Transform, data_root
 from mllt.data.views import ContrastiveView
-from mllt.errors import ArgumentError, DataError, check_bool, check_integer, check_number, name_some
+from mllt.errors import (
+    ArgumentError,
+    CheckpointError,
+    DataError,
+    check_bool,
+    check_choice,
+    check_integer,
+    check_number,
+    name_some,
+)
 
 _NOT_IN_PATHS = re.compile(rb"[\x00-\x1f\x7f\\]")
 #: What reading JSON of another shape than expected, or made to be hard to read, may raise.
@@ -327,6 +337,10 @@ class ImageFileDataModule(LongTailedDataModule):
         padding: None: train on random resized crops. A number: on the square of evaluation, padded by so many pixels,
             cropped back and flipped, the augmentation of small pictures; without colour jitter.
         mean, std: of the three channels in 0 .. 1, for normalisation.
+        on_error: "error": a training picture that cannot be read ends the run. "skip": the next readable one of its class
+            stands in for it (`SkippingSource`); results tell which were broken. Validation and test pictures are always
+            needed: a test without them would be another test.
+        max_broken: share of the training pictures, in 0 .. 1, above which broken ones are an error all the same.
         verify_files: look at setup whether every picture is there (by listing folders; off: the first use tells). Whether
             they can be decoded, the first use tells (`ImageFolderLT` looks at those of validation and test).
         common: `LongTailedDataModule`'s arguments.
@@ -344,6 +358,8 @@ class ImageFileDataModule(LongTailedDataModule):
         padding: int | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        on_error: str = "error",
+        max_broken: float = 0.01,
         verify_files: bool = True,
         **common: Any,
     ) -> None:
@@ -358,6 +374,10 @@ class ImageFileDataModule(LongTailedDataModule):
         if padding is not None and (color_jitter or hue):
             raise ArgumentError("Padded crops have no colour jitter: set `color_jitter` and `hue` to 0, or `padding` to null.")
         self.mean, self.std = check_statistics(mean, std)
+        self.on_error = check_choice("on_error", on_error, ("error", "skip"))
+        self.max_broken = check_number("max_broken", max_broken, 0, 1)
+        #: Causes of the broken training pictures, by index
+        self._causes: dict[int, str] = {}
         self.verify_files = check_bool("verify_files", verify_files)
         self.notes: list[str] = []
 
@@ -381,7 +401,12 @@ class ImageFileDataModule(LongTailedDataModule):
 
     def _check_files(self, split: str, source: FileSource) -> None:
         absent = absent_files(source)
-        if absent:
+        if absent and split == "training" and self.on_error == "skip" and len(absent) <= self.max_broken * len(source):
+            self.notes.append(
+                f"{counted(len(absent), 'training picture is', 'training pictures are')} not there: {name_some(absent)}; "
+                "others of their classes stand in for them (on_error='skip')"
+            )
+        elif absent:
             raise DataError(
                 f"{self.title}: expected {len(source):,} {split} pictures under {self.root}, but "
                 f"{counted(len(absent), 'is', 'are')} not there: {name_some(absent)}. {self.advice()} "
@@ -391,6 +416,65 @@ class ImageFileDataModule(LongTailedDataModule):
     def advice(self) -> str:
         """What to do when pictures or lists are missing."""
         return "Check `root`: the paths of the lists start there."
+
+    # ------------------------------------------------------------------------------------------ broken pictures
+
+    def guard(self, train: ImageSource) -> ImageSource:
+        return SkippingSource(train, self.max_broken) if self.on_error == "skip" else train
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which training pictures were broken so far, with their causes; a run that goes on still tells them.
+
+        In a distributed run every device must ask, as for every checkpoint.
+        """
+        causes = self._broken()
+        return {"broken": {self._path_of(index): cause for index, cause in causes.items()}} if causes else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add what a checkpoint tells of broken training pictures."""
+        train, causes = self.splits.train, state_dict.get("broken", {})
+        if not isinstance(causes, dict):
+            raise CheckpointError(f"Expected a checkpoint to tell broken pictures as path: cause, but got {causes!r:.100}.")
+        if isinstance(train, SkippingSource) and causes:
+            known = {self._path_of(index): index for index in range(len(train))}
+            told = {known[path]: str(cause) for path, cause in causes.items() if path in known}
+            self._causes = {**self._causes, **told}
+            train.note(told)
+
+    def broken_images(self) -> dict[str, Any] | None:
+        """Training pictures that were broken and replaced, or None.
+
+        Returns:
+            `count`; `files`: path and cause of each, in the order of the list or folder; `by_class`: how many, by the names
+            of the classes; `readable`: pictures of each class that are left, in label order. Losses and compensation use
+            the counts of the whole: every class comes as often as if nothing were broken.
+        """
+        causes = self._broken()
+        if not causes:
+            return None
+        labels = self.splits.train.labels[list(causes)]
+        lost = np.bincount(labels, minlength=self.num_classes)
+        return {
+            "count": len(causes),
+            "files": [{"path": self._path_of(index), "cause": cause} for index, cause in causes.items()],
+            "by_class": {self.class_names[label]: int(lost[label]) for label in np.flatnonzero(lost)},
+            "readable": (self.class_counts.numpy() - lost).tolist(),
+        }
+
+    def _broken(self) -> dict[int, str]:
+        """Causes of the broken training pictures of all devices, by index, ascending."""
+        train = self.splits.train
+        if isinstance(train, SkippingSource):
+            found = train.unite()
+            self._causes = {index: self._causes.get(index) or train.cause(index) for index in found}
+        return self._causes
+
+    def _path_of(self, index: int) -> str:
+        """A training picture's path from the data folder on, in letters that every file can hold."""
+        name = self.splits.train.name_of(index).removeprefix(os.path.join(self.root, ""))
+        return name.encode("utf-8", "backslashreplace").decode()
+
+    # -------------------------------------------------------------------------------------------- transforms
 
     def train_transform(self) -> Transform:
         if self.padding is not None:
