@@ -31,6 +31,28 @@ class Splits:
     val: ImageSource | None = None
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What is known of an official data set, for `python -m mllt.check`.
+
+    Args:
+        train: training images.
+        classes: how many.
+        largest, smallest: training images of the largest and the smallest class.
+        test: test images.
+        val: validation images; None where there is no such split.
+        shared: images of the test that the official training images hold, too, byte for byte, and nobody can help.
+    """
+
+    train: int
+    classes: int
+    largest: int
+    smallest: int
+    test: int
+    val: int | None = None
+    shared: int = 0
+
+
 def counted(number: int, one: str, many: str) -> str:
     """A number with the words that go with it.
 
@@ -168,6 +190,10 @@ class LongTailedDataModule(L.LightningDataModule):
     def load_splits(self) -> Splits:
         """Find the images and labels of every split. Called once, in every process."""
 
+    def official_figures(self) -> Figures | None:
+        """What is known of the data set with these settings; None where nothing is."""
+        return None
+
     @abstractmethod
     def train_transform(self) -> Transform:
         """The augmenting transform of training images."""
@@ -259,11 +285,12 @@ class LongTailedDataModule(L.LightningDataModule):
                 raise ArgumentError(f"{self.title} has a validation split of its own: set `val_fraction` to 0.")
             kept, held_out = per_class_split(splits.train.labels, self.val_fraction, self.seed)
             splits.train, splits.val = splits.train.subset(kept), splits.train.subset(held_out)
-        self._check(splits)
+        self.check_splits(splits)
         splits.train = self.guard(splits.train)
         self._splits = splits
 
-    def _check(self, splits: Splits) -> None:
+    def check_splits(self, splits: Splits) -> None:
+        """Raise `DataError` for names that are no text, labels out of range, and classes or splits without images."""
         self._check_names(splits.class_names)
         for split, source in (("training", splits.train), ("validation", splits.val), ("test", splits.test)):
             if source is not None:

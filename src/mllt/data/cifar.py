@@ -10,7 +10,7 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from mllt.data.arrays import ArrayDataModule
-from mllt.data.base import Splits
+from mllt.data.base import Figures, Splits
 from mllt.data.order import IntArray
 from mllt.data.sources import ArraySource, data_root
 from mllt.data.subsets import long_tailed_indices
@@ -27,6 +27,10 @@ class _CIFARLT(ArrayDataModule):
     std = (0.2023, 0.1994, 0.2010)
     dataset: ClassVar[type[CIFAR10]]
     max_count: ClassVar[int]
+    #: training images of the customary subsets, by profile and imbalance factor
+    known_sizes: ClassVar[dict[str, dict[float, int]]]
+    #: images of the test that are among the 50,000 training images, too
+    shared: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -58,6 +62,13 @@ class _CIFARLT(ArrayDataModule):
         """Positions in CIFAR's official training order of the kept images (after any validation split), int64."""
         source = self.splits.train
         return source.rows  # type: ignore[attr-defined]
+
+    def official_figures(self) -> Figures | None:
+        size = self.known_sizes.get(self.profile, {}).get(self.imbalance_factor)
+        if size is None:
+            return None
+        smallest = int(self.max_count / self.imbalance_factor)
+        return Figures(size, self._num_classes, self.max_count, smallest, test=10_000, shared=self.shared)
 
     def prepare_data(self) -> None:
         """Download CIFAR when asked to (once per machine)."""
@@ -118,6 +129,11 @@ class CIFAR100LT(_CIFARLT):
 
     dataset = CIFAR100
     max_count = 500
+    known_sizes: ClassVar[dict[str, dict[float, int]]] = {
+        "exponential": {10: 19_573, 20: 15_907, 50: 12_608, 100: 10_847, 200: 9_502},
+        "step": {100: 25_250},
+    }
+    shared = 10  # counted in the official files
 
 
 class CIFAR10LT(_CIFARLT):
@@ -129,6 +145,10 @@ class CIFAR10LT(_CIFARLT):
 
     dataset = CIFAR10
     max_count = 5_000
+    known_sizes: ClassVar[dict[str, dict[float, int]]] = {
+        "exponential": {10: 20_431, 20: 17_023, 50: 13_996, 100: 12_406, 200: 11_203},
+        "step": {100: 25_250},
+    }
 
 
 def _channels_first(images: np.ndarray) -> torch.Tensor:

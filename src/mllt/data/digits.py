@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from mllt.data.arrays import ArrayDataModule
-from mllt.data.base import Splits
+from mllt.data.base import Figures, Splits
 from mllt.data.order import SUBSET, permutation
 from mllt.data.sources import ArraySource
 from mllt.data.subsets import long_tailed_indices
@@ -56,9 +56,13 @@ class DigitsLT(ArrayDataModule):
     ) -> None:
         super().__init__(**common)
         self.counts = profile_counts(profile, 10, _MAX_COUNT, imbalance_factor)
+        self._as_shipped = (profile, imbalance_factor) == ("exponential", 60)
         self.subset_seed = check_seed("subset_seed", subset_seed)
         self.augment_by(padding, flip=False, rotation=rotation)
         self.title = f"Digits-LT ({profile} profile)"
+
+    def official_figures(self) -> Figures | None:
+        return Figures(train=321, classes=10, largest=120, smallest=2, test=500) if self._as_shipped else None
 
     def load_splits(self) -> Splits:
         digits = load_digits()

@@ -61,6 +61,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = tuple(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -95,6 +96,16 @@ def load_rgb(path: str | bytes | os.PathLike[str]) -> Image.Image:
     return upright
 
 
+def inspect_picture(path: str | bytes | os.PathLike[str]) -> tuple[str, tuple[int, int]]:
+    """The mode of a picture as it is stored, and its width and height upright; it is decoded as `load_rgb` does.
+
+    Raises:
+        DataError: as in `load_rgb`.
+    """
+    with _quiet():
+        return _opened(os.fsdecode(path), _inspect)
+
+
 def damaged_files(source: FileSource) -> list[str]:
     """What is wrong with the pictures of a source that cannot be decoded: "path: cause", by threads.
 
@@ -111,6 +122,13 @@ def _damage(path: str) -> str | None:
         return _opened(path, _skim)
     except PictureError as error:
         return error.cause
+
+
+def _inspect(image: Image.Image) -> tuple[str, tuple[int, int]]:
+    mode = image.mode
+    turn, decoded = _decode(image)
+    width, height = decoded.size
+    return mode, (height, width) if turn in _ON_ITS_SIDE else (width, height)
 
 
 def _skim(image: Image.Image) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllt.data.augment import check_statistics
-from mllt.data.base import LongTailedDataModule, Splits, counted
+from mllt.data.base import Figures, LongTailedDataModule, Splits, counted
 from mllt.data.broken import SkippingSource
 from mllt.data.images import (
     IMAGENET_MEAN,
@@ -530,6 +530,8 @@ class ImageListDataModule(ImageFileDataModule):
     blob_ids: ClassVar[dict[str, tuple[str, ...]]]
     #: where pictures and lists are published and how their folders look, with {root} and {lists}
     how_to_get: str
+    #: images and classes of the official lists
+    figures: Figures
     #: whether lines of `classnames.txt` are "identifier name"
     names_follow_identifiers = False
 
@@ -539,6 +541,9 @@ class ImageListDataModule(ImageFileDataModule):
         super().__init__(root, **settings)
         self.list_dir = self.root if list_dir is None else data_root(list_dir)
         self.verify_lists = check_bool("verify_lists", verify_lists)
+
+    def official_figures(self) -> Figures:
+        return self.figures
 
     def advice(self) -> str:
         known = "; ".join(f"{name} {' or '.join(ids)}" for name, ids in self.blob_ids.items())
@@ -602,6 +607,7 @@ class ImageNetLT(ImageListDataModule):
     """
 
     title = "ImageNet-LT"
+    figures = Figures(train=115_846, classes=1_000, largest=1_280, smallest=5, test=50_000, val=20_000)
     train_list, val_list, test_list = "ImageNet_LT_train.txt", "ImageNet_LT_val.txt", "ImageNet_LT_test.txt"
     blob_ids: ClassVar[dict[str, tuple[str, ...]]] = {
         "ImageNet_LT_train.txt": ("a063f095fcd475db4cf8b0658c4b73955535bbf9",),
@@ -636,6 +642,7 @@ class PlacesLT(ImageListDataModule):
     """
 
     title = "Places-LT"
+    figures = Figures(train=62_500, classes=365, largest=4_980, smallest=5, test=36_500, val=7_300)
     train_list, val_list, test_list = "Places_LT_train.txt", "Places_LT_val.txt", "Places_LT_test.txt"
     blob_ids: ClassVar[dict[str, tuple[str, ...]]] = {
         "Places_LT_train.txt": ("6392252f8ae867bc8a5e841cc1b29e5b8ef4b636", "1d608b558c25c271da75c06f1e5e3625a4ebcb79"),
@@ -675,6 +682,7 @@ class INaturalist2018(ImageListDataModule):
     """
 
     title = "iNaturalist 2018"
+    figures = Figures(train=437_513, classes=8_142, largest=1_000, smallest=2, test=24_426)
     train_list, test_list = "iNaturalist18_train.txt", "iNaturalist18_val.txt"
     train_json, test_json = "train2018.json", "val2018.json"
     blob_ids: ClassVar[dict[str, tuple[str, ...]]] = {
