@@ -143,10 +143,25 @@ DEEP = "[" * 200_000
         '{"images": [], "annotations": [{"image_id": 1, "category_id": 1e300}], "categories": []}',
         '{"images": [], "annotations": [], "categories": [{"id": ' + "9" * 40 + "}]}",
         '{"images": [], "annotations": [], "categories": [{"id": ' + "9" * 5000 + "}]}",
+        '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "category_id": 1e30}],'
+        ' "categories": [{"id": 1e30, "name": "a"}]}',
         "\0" * 100,
         "null",
     ],
-    ids=["deep", "deeper", "surrogate", "list", "dict", "infinite", "huge", "large", "many digits", "zeros", "null"],
+    ids=[
+        "deep",
+        "deeper",
+        "surrogate",
+        "list",
+        "dict",
+        "infinite",
+        "huge",
+        "large",
+        "many digits",
+        "no int64",
+        "zeros",
+        "null",
+    ],
 )
 def test_json_that_is_hard_to_read_is_refused_by_name(tmp_path, content):
     for name, read in (("train.json", lambda path: read_coco(path, tmp_path)), ("categories.json", lambda path: names(path))):
