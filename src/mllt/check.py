@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mllt.data import ImageSource, LongTailedDataModule, Splits
     from mllt.data.scan import Findings
 
+_NAMED = 5  # of images that are the same
 _PLAIN_EVERY = 10  # seconds between lines where there is no terminal
 
 
@@ -213,11 +214,15 @@ def judge_repeated(
 
 
 def told(group: Sequence[tuple[str, int]], sources: Mapping[str, ImageSource], *, labels: bool = False) -> str:
-    """The images of one content, on one line."""
+    """The images of one content, on one line, the first few by name and one of each split at least."""
+    first = dict(reversed(group))
+    named = [one for number, one in enumerate(group) if number < _NAMED or first[one[0]] == one[1]]
     names = [
         f"{split} {shown(sources[split].name_of(index))}" + (f" (label {sources[split].labels[index]})" if labels else "")
-        for split, index in group
+        for split, index in named
     ]
+    if len(group) > len(named):
+        names.append(f"{len(group) - len(named):,} more")
     return " = ".join(names)
 
 

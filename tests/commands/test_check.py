@@ -140,6 +140,16 @@ def test_the_same_bytes_within_a_split_and_under_two_labels_are_warnings(look, p
     assert "All is well, 2 warnings" in done.out
 
 
+def test_many_copies_of_one_image_are_counted_and_a_few_named(look, photos):
+    for i in range(20):
+        shutil.copy(photos / "train/ant/0.jpg", photos / f"train/ant/copy{i}.jpg")
+    shutil.copy(photos / "train/ant/0.jpg", photos / "test/ant/copy.jpg")
+    _, report = look(*folder(photos))
+    (which,) = report["faults"][0]["which"]
+    assert which.count("training ") == 5
+    assert which.endswith(f"test {photos}/test/ant/copy.jpg = 16 more")
+
+
 # ---------------------------------------------------------------------------------------------------- every experiment
 
 
