@@ -17,12 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_method, instantiate
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
-from mllt.callbacks import EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, WholeCheckpoints
+from mllt.callbacks import BestEpoch, EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, WholeCheckpoints
 from mllt.checkpoint import read_checkpoint
 from mllt.data import LongTailedDataModule
 from mllt.errors import ArgumentError, CheckpointError, check_integer, check_number, check_seed
@@ -220,15 +220,7 @@ def checkpoint_callbacks(config: DictConfig, folder: RunFolder, data: LongTailed
     last = SaveAndStop(folder.checkpoints, **plain(config.checkpoints))
     if data.splits.val is None:
         return [last]
-    best = ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename=folder.best.stem,
-        monitor="val/compensated/all",
-        mode="max",
-        save_on_train_epoch_end=True,  # a whole epoch's, to go on from
-        enable_version_counter=False,
-    )
-    return [best, last]
+    return [BestEpoch(folder.checkpoints, folder.best.stem), last]
 
 
 def check_start(config: DictConfig) -> None:

@@ -4,10 +4,11 @@ from mllt.callbacks.loggers import EpochLearningRate, MetricsCSV, finish_loggers
 from mllt.callbacks.nonfinite import NonFiniteGuard
 from mllt.callbacks.progress import RunProgress
 from mllt.callbacks.provenance import Provenance, SeedSteps
-from mllt.callbacks.saving import SaveAndStop, WholeCheckpoints
+from mllt.callbacks.saving import BestEpoch, SaveAndStop, WholeCheckpoints
 from mllt.callbacks.signals import Stopped
 
 __all__ = [
+    "BestEpoch",
     "EpochLearningRate",
     "MetricsCSV",
     "NonFiniteGuard",

@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from mllt.callbacks.agreement import largest_of_all
 from mllt.callbacks.nonfinite import NonFiniteGuard
@@ -177,6 +177,29 @@ class SaveAndStop(Checkpoint):
         done = loader["steps"] * trainer.accumulate_grad_batches
         current = batches["current"]
         current.update(ready=done, started=done, processed=done, completed=done - 1)
+
+
+class BestEpoch(ModelCheckpoint):
+    """Keeps the epoch that is best on validation: `best.ckpt`.
+
+    Args:
+        folder: of the checkpoints.
+        name: of the file, without its ending.
+    """
+
+    def __init__(self, folder: str | Path, name: str) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename=name,
+            monitor="val/compensated/all",
+            mode="max",
+            save_on_train_epoch_end=True,  # a whole epoch's, to go on from
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]  # or a run that goes on would tell another one than one that did not
 
 
 def requeue() -> None:
