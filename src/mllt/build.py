@@ -20,8 +20,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 
+from mllt import launch
 from mllt.callbacks import BestEpoch, EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, WholeCheckpoints
 from mllt.checkpoint import read_checkpoint
 from mllt.data import LongTailedDataModule
@@ -30,7 +32,7 @@ from mllt.methods import LongTailedModule, load_checkpoint
 from mllt.methods.teacher import GIVEN_BY_PATH
 from mllt.optim import milestone_epochs
 from mllt.recipes import borrowed_values
-from mllt.results import RunFolder
+from mllt.results import RunFolder, plural
 
 _PROFILERS: dict[Any, type] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
@@ -149,6 +151,7 @@ def build_trainer(
     arguments = plain(config.trainer)
     arguments["max_epochs"] = arguments["max_epochs"] if epochs is None else epochs
     check_trainer(arguments)
+    check_folder(config)
     if arguments["sync_batchnorm"] == "auto":  # has no effect on a single device
         arguments["sync_batchnorm"] = torch.cuda.is_available() and arguments["accelerator"] in ("auto", "gpu", "cuda")
     if arguments["profiler"] in _PROFILERS:  # into the run's folder, not across the screen
@@ -156,7 +159,7 @@ def build_trainer(
     guard = NonFiniteGuard(folder.root, arguments.pop("on_nonfinite"), arguments.pop("max_nonfinite"))
     own = [instantiate(callback) for callback in config.callbacks.values()] if config.callbacks else []
     callbacks = [EpochLearningRate(), *more, *own, guard, *checkpoint_callbacks(config, folder, data)]
-    trainer = make_trainer(
+    return make_trainer(
         "The settings of `trainer`",
         **arguments,
         default_root_dir=folder.root,
@@ -167,18 +170,6 @@ def build_trainer(
         enable_progress_bar=any("RunProgress" in type(callback).__name__ for callback in callbacks),
         num_sanity_val_steps=0,
     )
-    check_launcher(trainer.num_devices)
-    return trainer
-
-
-def check_launcher(devices: int) -> None:
-    """Raise `ArgumentError` for several devices in a job whose process cannot be started again, once for each of them."""
-    launcher = HydraConfig.get().runtime.choices["hydra/launcher"] if HydraConfig.initialized() else None
-    if devices > 1 and launcher in ("joblib", "submitit_local"):
-        raise ArgumentError(
-            f"Expected one device per run with the launcher {launcher}, but trainer.devices makes it {devices}. Set "
-            "trainer.devices=1, or leave the launcher out: the runs then take turns, each on all of its devices."
-        )
 
 
 def check_trainer(arguments: dict[str, Any]) -> None:
@@ -198,18 +189,71 @@ def check_trainer(arguments: dict[str, Any]) -> None:
 
 
 def make_trainer(what: str, **arguments: Any) -> L.Trainer:
-    """Lightning's trainer, its own complaints as one line that begins with `what`."""
+    """Lightning's trainer, its own complaints as one line that begins with `what`.
+
+    Within a command, the processes for the other devices of this machine are started, unless a launcher has done so.
+    """
     quiet_lightning()
     try:
         trainer = L.Trainer(**arguments, enable_model_summary=False)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, MisconfigurationException) as error:
         raise ArgumentError(f"{what} do not fit: {' '.join(str(error).split())}") from error
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    if on_cpu and trainer.num_devices > (os.cpu_count() or 1):
-        raise ArgumentError(f"{what} ask for {trainer.num_devices} processes on {os.cpu_count()} cores. Lower `devices`.")
-    if on_cpu and arguments.get("sync_batchnorm"):
-        raise ArgumentError(f"{what} do not fit: sync_batchnorm works on GPUs only. Set trainer.sync_batchnorm=false.")
+    check_processes(what, trainer)
+    if trainer.strategy.root_device.type == "cpu":
+        check_cores(what, trainer.num_devices)
+        if arguments.get("sync_batchnorm"):
+            raise ArgumentError(f"{what} do not fit: sync_batchnorm works on GPUs only. Set trainer.sync_batchnorm=false.")
+    if trainer.num_devices > 1 and launch.launched_by() is None:
+        check_launcher(trainer.num_devices)
+        launch.start_others(trainer.num_devices)
     return trainer
+
+
+def check_cores(what: str, processes: int) -> None:
+    """Warn of more processes on a CPU than it has cores, and raise `ArgumentError` for so many that it must be a mistake."""
+    cores = os.cpu_count() or 1
+    if processes > 4 * cores:
+        raise ArgumentError(f"{what} ask for {processes} processes on {cores} cores. Lower `devices`.")
+    if processes > cores:
+        rank_zero_warn(f"{processes} processes on {cores} cores take turns: that tries out several devices, but gains no time.")
+
+
+def check_processes(what: str, trainer: L.Trainer) -> None:
+    """Raise `ArgumentError` unless as many processes as there are devices were started, or can be."""
+    by, started, wanted = launch.launched_by(), launch.launched_processes(), trainer.num_devices * trainer.num_nodes
+    if by is not None and started != wanted:
+        how = "--ntasks-per-node" if by == "srun" else "--nproc_per_node"
+        raise ArgumentError(
+            f"{what} make it {plural(wanted, 'device')} ({trainer.num_devices} on each of {trainer.num_nodes}), but {by} has "
+            f"started {started} of the processes, where each device needs one. Let {by} start as many ({how}), and set "
+            "trainer=ddp, trainer.devices (of one machine) and trainer.num_nodes to fit."
+        )
+    if by is None and trainer.num_nodes > 1 and "LOCAL_RANK" not in os.environ:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+        if missing:
+            raise ArgumentError(
+                f"{what} ask for {trainer.num_nodes} machines, but the environment does not say where the others are: it lacks "
+                f"{', '.join(missing)}. Start the command by torchrun or srun, or set these (see docs/devices.md)."
+            )
+
+
+def check_launcher(devices: int) -> None:
+    """Raise `ArgumentError` for several devices in a job whose process cannot start others."""
+    launcher = HydraConfig.get().runtime.choices.get("hydra/launcher") if HydraConfig.initialized() else None
+    if launcher == "joblib":
+        raise ArgumentError(
+            f"Expected one device per run with the launcher {launcher}, but there are {devices}. Set trainer.devices=1, or "
+            "leave the launcher out: the runs then take turns, each on all of its devices."
+        )
+
+
+def check_folder(config: DictConfig) -> None:
+    """Raise `ArgumentError` where each machine would make a folder of its own for the run."""
+    if config.trainer.num_nodes > 1 and launch.launched_by() is None and config.output_dir is None:
+        raise ArgumentError(
+            f"Expected an output_dir for a run on {config.trainer.num_nodes} machines, or each would make a folder of its own. "
+            "Type output_dir=..., a folder that all of them see, the same on each."
+        )
 
 
 def checkpoint_callbacks(config: DictConfig, folder: RunFolder, data: LongTailedDataModule) -> list[Callback]:

@@ -6,7 +6,9 @@ Light to import: `--help` and shell completion must not wait for torch.
 from __future__ import annotations
 
 import contextlib
-import datetime
+import copy
+import functools
+import importlib
 import os
 import re
 import sys
@@ -25,12 +27,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mllt import recipes
+from mllt import launch, recipes
 from mllt.errors import ArgumentError, MlltError, did_you_mean
-from mllt.files import first_process
 
 CONFIG_MODULE = "mllt.conf"
-_STAMP = "MLLT_RUN_STAMP"
 _TRACE = "HYDRA_FULL_ERROR"
 _WANTS_TRACE = "MLLT_FULL_ERROR"
 #: What an error is given on its way out of a job: the job's process and traceback, which do not come along to another process.
@@ -49,9 +49,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
     Returns:
         What the task returned; None for a sweep, `--help` and the like.
     """
-    # One time for the whole command: the processes of a distributed run inherit it, and so share the folder. In
-    # milliseconds: jobs that are started together must not.
-    os.environ.setdefault(_STAMP, datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
+    # One for the whole command: the jobs of a sweep that run in other processes inherit it, and so share the folder
+    os.environ.setdefault(launch.STAMP, launch.run_stamp())
     sys.argv[1:] = [_expand_home(argument) for argument in sys.argv[1:]]
     # What the user set, not what we set below and other processes of the run inherit
     wants_trace = os.environ.setdefault(_WANTS_TRACE, os.environ.get(_TRACE, "0")) not in ("", "0")
@@ -67,10 +66,13 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
         sys.exit(130)
     except SystemExit as end:
         if getattr(end, "where", None):  # asked to end: `callbacks.Stopped`, which is not imported for this
-            if first_process():
+            if launch.is_first():
                 print(f"Stopped {end}.", file=sys.stderr)
             sys.exit(end.code)
         raise
+    except launch.ProcessLostError as lost:
+        print(lost, file=sys.stderr)
+        sys.exit(lost.status)
     except Exception as error:
         job = getattr(error, _JOB, None)
         if 'detect "srun"' in str(error):
@@ -100,7 +102,7 @@ def _expand_home(argument: str) -> str:
 
 def _register_resolvers() -> None:
     def folder(explicit: str | None, *parts: str) -> str:
-        return str(explicit) if explicit else "/".join([*parts, os.environ[_STAMP]])
+        return str(explicit) if explicit else "/".join([*parts, os.environ[launch.STAMP]])
 
     OmegaConf.register_new_resolver("mllt.folder", folder, replace=True)
     OmegaConf.register_new_resolver("mllt.slug", slug, replace=True)
@@ -149,9 +151,17 @@ def _checked(task: Callable[[DictConfig], Any], config_name: str, outcome: _Outc
         settings = HydraConfig.get()
         try:
             check_override_types(config_name, list(settings.overrides.task), settings.runtime.choices)
-            value = task(config)
+            _check_sweep(settings)
+            # Plain, as the types of a launcher's settings cannot be sent to another process from within its jobs
+            hydras = {name: OmegaConf.to_container(getattr(settings, name)) for name in ("runtime", "overrides")}
+            same = (config_name, copy.deepcopy(config), hydras)  # a task may change its own configuration
+            with launch.together(_another_process, same, functools.partial(_told, config_name)):
+                value = task(config)
         except Exception as error:
             setattr(error, _JOB, (os.getpid(), traceback.format_exc()))
+            if isinstance(error, launch.ProcessLostError) and settings.mode != RunMode.MULTIRUN:
+                outcome.error = error
+                return None
             if isinstance(error, _USERS_MISTAKES):
                 _remove_if_empty(settings.runtime.output_dir)
                 if settings.mode != RunMode.MULTIRUN:
@@ -165,6 +175,43 @@ def _checked(task: Callable[[DictConfig], Any], config_name: str, outcome: _Outc
         return value
 
     return checked
+
+
+def _another_process(config_name: str, config: DictConfig, hydras: dict[str, Any]) -> None:
+    """The command in another process of the same run, on another device: with the same configuration, composed once.
+
+    Args:
+        config_name: of the command.
+        config: of the run.
+        hydras: of Hydra's own settings, those that a command asks for.
+    """
+    own = [source["path"] for source in hydras["runtime"]["config_sources"] if source["schema"] == "file"]
+    folders = ",".join(f"'file://{path}'" for path in own)
+    initialize_config_module(CONFIG_MODULE, version_base="1.3")
+    compose(config_name, overrides=[f"hydra.searchpath=[{folders}]"])  # from now on, files are found as in the first process
+    HydraConfig.instance().cfg = OmegaConf.create({"hydra": hydras})  # type: ignore[assignment]
+    getattr(importlib.import_module(f"mllt.{config_name}"), config_name)(config)
+
+
+def _told(config_name: str, error: BaseException) -> tuple[int, str]:
+    """Exit status and text of an error in another process of the run."""
+    if isinstance(error, _USERS_MISTAKES) and os.environ.get(_WANTS_TRACE, "0") in ("", "0"):
+        return 2, f"Error: {_explain(error, config_name)}"
+    return 1, "".join(traceback.format_exception(error))
+
+
+def _check_sweep(settings: Any) -> None:
+    """Raise `ArgumentError` for a sweep whose jobs would not be the same in all processes that a launcher has started."""
+    choices = settings.runtime.choices
+    by, sweeper, launcher = launch.launched_by(), choices.get("hydra/sweeper"), choices.get("hydra/launcher")
+    if by is None or settings.mode != RunMode.MULTIRUN or launcher == "submitit_slurm":
+        return
+    if sweeper != "basic" or launcher != "basic":
+        what = f"the sweeper {sweeper}" if sweeper != "basic" else f"the launcher {launcher}"
+        raise ArgumentError(
+            f"With {what} each process that {by} starts would go through jobs of its own. Start the sweep without {by}: "
+            "every run then starts the processes for its devices itself (trainer=ddp trainer.devices=...)."
+        )
 
 
 def _remove_if_empty(folder: str) -> None:

@@ -98,14 +98,27 @@ def test_a_launcher_that_is_not_installed_is_one_line_that_says_how_to_get_it(la
     assert done.stderr.count("\n") == 1
 
 
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", HERE)
-def test_several_devices_are_refused_where_a_job_cannot_start_their_processes(launcher, tmp_path):
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
-    devices = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"output_dir={tmp_path / 'sweep'}")
-    done = command(f"launcher={launcher}", *devices, *SMALL, cwd=tmp_path)
+def test_several_devices_are_refused_where_a_job_cannot_start_their_processes(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    done = command("launcher=joblib", *TWO, *SMALL, f"output_dir={tmp_path / 'sweep'}", cwd=tmp_path)
     assert done.returncode == 2
-    assert f"one device per run with the launcher {launcher}" in done.stderr.strip().splitlines()[-1]
+    assert "one device per run with the launcher joblib" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_jobs_of_a_sweep_each_have_processes_of_their_own(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    done = command("launcher=submitit_local", "seed=0,1", *TWO, *SMALL, f"output_dir={tmp_path / 'sweep'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = runs(tmp_path / "sweep")
+    assert sorted(found) == [0, 1]
+    for run in found.values():
+        assert {path.name for path in run.iterdir()} == COMPLETE
+        assert read_json(run / "results.json")["device"].startswith("2 x cpu")
 
 
 # Slurm's own commands, as far as a submission needs them: the one node of the "cluster" is this machine, and always free.
