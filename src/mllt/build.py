@@ -33,6 +33,7 @@ from mllt.methods.teacher import GIVEN_BY_PATH
 from mllt.optim import milestone_epochs
 from mllt.recipes import borrowed_values
 from mllt.results import RunFolder, plural
+from mllt.sharding import ShardedStrategy
 
 _PROFILERS: dict[Any, type] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
@@ -156,6 +157,8 @@ def build_trainer(
         arguments["sync_batchnorm"] = torch.cuda.is_available() and arguments["accelerator"] in ("auto", "gpu", "cuda")
     if arguments["profiler"] in _PROFILERS:  # into the run's folder, not across the screen
         arguments["profiler"] = _PROFILERS[arguments["profiler"]](dirpath=folder.root, filename="profile")
+    if arguments["strategy"] == "fsdp":
+        arguments["strategy"] = sharded(arguments)
     guard = NonFiniteGuard(folder.root, arguments.pop("on_nonfinite"), arguments.pop("max_nonfinite"))
     own = [instantiate(callback) for callback in config.callbacks.values()] if config.callbacks else []
     callbacks = [EpochLearningRate(), *more, *own, guard, *checkpoint_callbacks(config, folder, data)]
@@ -186,6 +189,17 @@ def check_trainer(arguments: dict[str, Any]) -> None:
     strategy = str(arguments["strategy"])
     if any(word in strategy for word in ("spawn", "fork", "notebook")):
         raise ArgumentError(f"Expected `trainer.strategy` to start processes of its own, but got {strategy!r}. Set it to ddp.")
+
+
+def sharded(arguments: dict[str, Any]) -> ShardedStrategy:
+    """The strategy of trainer=fsdp; `ArgumentError` without GPUs, which Lightning and PyTorch ask of it."""
+    accelerator = arguments["accelerator"]
+    if accelerator not in ("gpu", "cuda") or not torch.cuda.is_available():
+        raise ArgumentError(
+            f"Expected GPUs for a sharded network (trainer=fsdp), but got trainer.accelerator={accelerator} and "
+            f"{torch.cuda.device_count()} GPUs here. Set trainer=ddp."
+        )
+    return ShardedStrategy(arguments["precision"])
 
 
 def make_trainer(what: str, **arguments: Any) -> L.Trainer:

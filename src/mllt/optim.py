@@ -42,6 +42,7 @@ def parameter_groups(
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
+        name = name.replace("_fsdp_wrapped_module.", "")  # of a part of the network that is sharded
         if not parameter.requires_grad:
             continue
         decay = weight_decay if decay_norm_and_bias or parameter.ndim >= 2 else 0.0

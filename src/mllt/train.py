@@ -192,8 +192,8 @@ def collect(
     from mllt.callbacks import NonFiniteGuard, RunProgress
     from mllt.checkpoint import glance, plain_values
     from mllt.longtail import shot_groups
-    from mllt.networks import count_parameters
     from mllt.results import device_name, versions
+    from mllt.sharding import count_parameters
 
     hp = module.hparams
     groups = shot_groups(module.class_counts.cpu(), hp["many_above"], hp["few_below"], inclusive=hp["shot_edges_inclusive"])
@@ -214,7 +214,7 @@ def collect(
         "recipe_source": config.recipe_source,
         "network": hp["network"],
         "num_experts": module.num_experts,
-        "parameters": count_parameters(module.network),
+        "parameters": count_parameters(trainer, module.network),
         "seed": config.seed,
         "epochs": trainer.current_epoch,
         "stages": [{"name": stage.name, "epochs": stage.epochs or config.trainer.max_epochs} for stage in module.stages()],

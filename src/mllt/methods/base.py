@@ -479,7 +479,8 @@ class LongTailedModule(L.LightningModule):
     def _evaluate(self, batch: Any) -> None:
         batch = as_batch(batch, self.dtype)  # type: ignore[arg-type]
         logits, weights = self.judge(batch.images)
-        self.evaluation.update(logits.float(), batch.targets, self.compensation, weights)
+        if batch.weight > 0:  # not an image that only fills up, so that every device takes as many steps
+            self.evaluation.update(logits.float(), batch.targets, self.compensation, weights)
 
     def _log_table(self, split: str, table: dict[str, Any]) -> None:
         """The ensemble's whole rows, and each expert's accuracy over all; what is n/a is left out."""
@@ -512,6 +513,15 @@ class LongTailedModule(L.LightningModule):
                 f"got {max_epochs}. Set Trainer(max_epochs=...), or schedule='constant'."
             )
         return max_epochs
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        whole: Any = self.trainer.strategy.model
+        if gradient_clip_val is not None and hasattr(whole, "clip_grad_norm_"):  # sharded: no device has the whole gradient
+            whole.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_callbacks(self) -> list[Callback]:
         decay = self.hparams["ema_decay"]
