@@ -122,7 +122,10 @@ def started(how, folder):
 
 def test_a_first_process_that_waits_for_a_dead_one_ends_and_says_why(tmp_path):
     process = started("killed", tmp_path)
-    _, err = process.communicate(timeout=20)
+    try:
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert process.returncode == 137
     assert "Process 2 of 3 was ended by SIGKILL" in err
     assert not any(map(running, others(tmp_path)))
@@ -132,8 +135,12 @@ def test_the_others_end_when_the_first_process_is_killed(tmp_path):
     process = started("stuck", tmp_path)
     assert all(map(running, others(tmp_path)))
     process.send_signal(signal.SIGKILL)
-    _, err = process.communicate(timeout=20)  # until all who could write have ended
-    wait_for(lambda: not any(map(running, others(tmp_path))), seconds=5)
+    try:
+        _, err = process.communicate(timeout=20)  # until all who could write have ended
+        wait_for(lambda: not any(map(running, others(tmp_path))), seconds=5)
+    finally:
+        for pid in filter(running, others(tmp_path)):
+            os.kill(pid, signal.SIGKILL)
     assert err.count("The first process of the run has gone") == 1
 
 

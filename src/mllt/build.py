@@ -187,6 +187,8 @@ def check_trainer(arguments: dict[str, Any]) -> None:
         if arguments[name] not in (True, False, word):
             raise ArgumentError(f"Expected `trainer.{name}` to be true, false or {word}, but got {arguments[name]!r}.")
     strategy = str(arguments["strategy"])
+    if strategy.startswith("fsdp_"):
+        raise ArgumentError(f"Expected `trainer.strategy` to be fsdp, but got {strategy!r}. Type trainer=fsdp.")
     if any(word in strategy for word in ("spawn", "fork", "notebook")):
         raise ArgumentError(f"Expected `trainer.strategy` to start processes of its own, but got {strategy!r}. Set it to ddp.")
 

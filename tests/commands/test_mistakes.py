@@ -64,6 +64,7 @@ import pytest
         (["trainer.deterministic=foo"], ["`trainer.deterministic` to be true, false or warn"]),
         (["trainer.accelerator=cpu", "trainer.devices=999", "trainer.strategy=ddp"], ["999 processes", "Lower `devices`"]),
         (["trainer.accelerator=cpu", "trainer.sync_batchnorm=true"], ["on GPUs only"]),
+        (["trainer.strategy=fsdp_cpu_offload"], ["`trainer.strategy` to be fsdp", "Type trainer=fsdp"]),
         (["trainer=fsdp", "trainer.accelerator=cpu"], ["Expected GPUs", "trainer.accelerator=cpu", "Set trainer=ddp"]),
         (["resume=3"], ["there is none at 3"]),
         (["method=own/class"], ["`method._target_` has no default"]),
