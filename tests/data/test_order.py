@@ -334,27 +334,23 @@ def test_lightning_would_leave_both_samplers_in_place():
 
 
 @pytest.mark.parametrize("length", [1, 3, 16, 101])
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch_size", [1, 7, 200])
-def test_evaluation_covers_every_image_exactly_once(length, world, batch_size):
-    seen = []
+def test_evaluation_covers_every_image_exactly_once_in_the_batches_of_one_device(length, world, batch_size):
+    alone = [request.indices.tolist() for request in EvaluationSampler(length, batch_size, num_replicas=1)]
+    dealt = []
     for rank in range(world):
         sampler = EvaluationSampler(length, batch_size, num_replicas=world, rank=rank)
         sampler.set_epoch(5)  # Lightning does; it must not matter
         requests = list(sampler)
-        assert len(requests) == len(sampler)
-        assert all(0 < len(request.indices) <= batch_size for request in requests)
-        assert all(request.weight == 1 and request.epoch == 0 for request in requests)
-        assert all(np.array_equal(request.positions, request.indices) for request in requests)
-        own = [int(index) for request in requests for index in request.indices]
-        assert own == sorted(own)
-        seen += own
-    assert sorted(seen) == list(range(length))
-
-
-def test_more_devices_than_images_leaves_some_without():
-    assert [len(EvaluationSampler(3, 2, num_replicas=5, rank=rank)) for rank in range(5)] == [1, 1, 1, 0, 0]
-    assert list(EvaluationSampler(3, 2, num_replicas=5, rank=4)) == []
+        assert len(requests) == len(sampler) == -(-len(alone) // world), "each device takes part in every step"
+        assert all(request.epoch == 0 and np.array_equal(request.positions, request.indices) for request in requests)
+        dealt.append(requests)
+    in_turn = [request for turn in zip(*dealt, strict=True) for request in turn]
+    assert [request.indices.tolist() for request in in_turn if request.weight] == alone
+    assert [index for batch in alone for index in batch] == list(range(length))
+    assert [request.weight for request in in_turn] == [1.0] * len(alone) + [0.0] * (len(in_turn) - len(alone))
+    assert all(request.indices.tolist() == [length - 1] for request in in_turn if not request.weight)
 
 
 # --------------------------------------------------------------------------------------------------------------- splits

@@ -363,10 +363,14 @@ def _check_divisible(batch_size: int, devices: int, accumulate: int) -> None:
 
 
 class EvaluationSampler(_DeviceSampler):
-    """Every image exactly once over all devices, in order, nothing padded: device r gets images r, r + n, r + 2n, ...
+    """Every image exactly once over all devices: consecutive batches, which are dealt to the devices in turn.
+
+    The batches are the same for any number of devices: what a network says of an image depends, in the last digits, on how
+    many others it comes with. All devices have as many, so that none waits for another in vain; where they do not come out
+    even, the last ones repeat an image at weight 0, which does not count.
 
     Args:
-        length: number of images.
+        length: number of images, at least 1.
         batch_size: images per batch on *one* device.
         num_replicas: number of devices; None: those that run when the sampler is used. rank: this one's number.
     """
@@ -376,17 +380,16 @@ class EvaluationSampler(_DeviceSampler):
         super().__init__(length, num_replicas, rank)
 
     def __len__(self) -> int:
-        return -(-len(self._mine()) // self.batch_size)
+        world, _ = self.devices()
+        return -(-self.length // (self.batch_size * world))
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        mine = self._mine()
-        for start in range(0, len(mine), self.batch_size):
-            indices = mine[start : start + self.batch_size]
-            yield BatchRequest(0, indices, indices, 1.0)
-
-    def _mine(self) -> IntArray:
         world, rank = self.devices()
-        return np.arange(rank, self.length, world, dtype=np.int64)
+        for turn in range(len(self)):
+            start = (turn * world + rank) * self.batch_size
+            stop = min(start + self.batch_size, self.length)
+            indices = np.arange(start, stop, dtype=np.int64) if start < stop else np.array([self.length - 1], dtype=np.int64)
+            yield BatchRequest(0, indices, indices, float(start < stop))
 
 
 def per_class_split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
