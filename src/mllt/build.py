@@ -277,7 +277,7 @@ def checkpoint_callbacks(config: DictConfig, folder: RunFolder, data: LongTailed
 
     The last one is written after the best one, of which it tells.
     """
-    last = SaveAndStop(folder.checkpoints, **plain(config.checkpoints))
+    last = SaveAndStop(folder.checkpoints, **plain(config.checkpoints), requeue=config.output_dir is not None)
     if data.splits.val is None:
         return [last]
     return [BestEpoch(folder.checkpoints, folder.best.stem), last]

@@ -128,12 +128,6 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def first_process() -> bool:
-    """Whether this is the first process of the run, by what those who start several tell them."""
-    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") in ("", "0") for name in names)
-
-
 class FolderLock:
     """Keeps a folder to one process at a time: `run.lock` in it, which tells host, process and time.
 

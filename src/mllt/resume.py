@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from mllt.callbacks import Provenance
 from mllt.checkpoint import KEY, glance, read_checkpoint
 from mllt.errors import ArgumentError, CheckpointError, check_choice
-from mllt.files import first_process, remove_partial
+from mllt.files import remove_partial
+from mllt.launch import is_first
 from mllt.methods import LongTailedModule
 from mllt.results import RunFolder
 
@@ -106,7 +107,7 @@ def newest_good(places: Sequence[RunFolder]) -> tuple[Path, dict[str, Any]] | No
         good = list(_readable(place, damaged))
         if good:
             newest = max(good, key=lambda found: int(found[1]["global_step"]))
-            if damaged and first_process():
+            if damaged and is_first():
                 print(f"Warning: passed over {' '.join(damaged)} Going on from {newest[0]}.", file=sys.stderr)
             return newest
     if damaged:

@@ -36,14 +36,15 @@ def train(config: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     from mllt.build import check_start
-    from mllt.files import FolderLock, first_process
+    from mllt.files import FolderLock
+    from mllt.launch import is_first
     from mllt.results import RunFolder
     from mllt.resume import prepare_folder
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir).resolve())
     check_start(config)
-    with FolderLock(folder.root) if first_process() else nullcontext():
-        if first_process():
+    with FolderLock(folder.root) if is_first() else nullcontext():
+        if is_first():
             prepare_folder(config, folder)
         return train_in(config, folder)
 

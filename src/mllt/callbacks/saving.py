@@ -46,15 +46,23 @@ class SaveAndStop(Checkpoint):
         folder: of the checkpoints.
         every_steps: also after every so many optimizer steps of the run; None: not.
         every_minutes: also once so many minutes have gone by since the last one; None: not.
+        requeue: whether Slurm's notice puts the job back into the queue: only where its command finds this folder again.
     """
 
-    def __init__(self, folder: str | Path, every_steps: int | None = None, every_minutes: float | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        every_steps: int | None = None,
+        every_minutes: float | None = None,
+        *,
+        requeue: bool = True,
+    ) -> None:
         if every_steps is not None:
             check_integer("checkpoints.every_steps", every_steps, 1)
         if every_minutes is not None:
             check_number("checkpoints.every_minutes", every_minutes, above=0)
         self.folder = Path(folder)
-        self.every_steps, self.every_minutes = every_steps, every_minutes
+        self.every_steps, self.every_minutes, self.requeue = every_steps, every_minutes, requeue
         self.signals = StopSignals()
         self._saved_at = time.monotonic()
         self._waiting = False  # a checkpoint of an epoch, for the loggers
@@ -143,7 +151,7 @@ class SaveAndStop(Checkpoint):
 
     def _stop(self, trainer: L.Trainer, number: int) -> None:
         self.signals.restore()
-        if number == NOTICE and trainer.is_global_zero:
+        if number == NOTICE and self.requeue and trainer.is_global_zero:
             requeue()
         progress: Any = trainer.fit_loop.epoch_progress.current
         done = progress.processed
