@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mllt.data.order import ClassBalancedOrder, Companions, EpochOrder, EvaluationSampler, GlobalBatchSampler, per_class_split
+from mllt.data.order import (
+    ClassBalancedOrder,
+    Companions,
+    EpochOrder,
+    EvaluationSampler,
+    GlobalBatchSampler,
+    IntArray,
+    per_class_split,
+)
 from mllt.data.sources import Batch, ImageDataset, ImageSource, Transform, count_classes
 from mllt.errors import ArgumentError, DataError, check_bool, check_choice, check_integer, check_number, check_seed, name_some
 from mllt.longtail import imbalance_factor, shot_groups
@@ -73,10 +80,9 @@ def fingerprint(splits: Splits) -> str:
             values = getattr(source, name, None)
             if isinstance(values, np.ndarray):
                 digest.update(f"{name} {values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
-        if source is not None and hasattr(source, "paths"):
+        if source is not None and hasattr(source, "size_of"):
             some = np.unique(np.linspace(0, len(source) - 1, 1000).astype(np.int64))
-            names = [source.name_of(int(index)) for index in some]
-            digest.update(repr([os.path.getsize(name) if os.path.exists(name) else None for name in names]).encode())
+            digest.update(repr([source.size_of(int(index)) for index in some]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -332,11 +338,7 @@ class LongTailedDataModule(L.LightningDataModule):
         world, rank, accumulate = self._layout()
         check_choice("sampling", self.sampling, SAMPLINGS)
         balanced = self.sampling == "balanced"
-        order = (
-            ClassBalancedOrder(source.labels, self.seed, shuffle=self.shuffle)
-            if balanced
-            else EpochOrder(len(source), self.seed, shuffle=self.shuffle)
-        )
+        order = ClassBalancedOrder(source.labels, self.seed, shuffle=self.shuffle) if balanced else self.instance_order(source)
         sampler = GlobalBatchSampler(
             order,
             len(source),
@@ -350,6 +352,10 @@ class LongTailedDataModule(L.LightningDataModule):
         transform = self.train_transform() if self.augment else self.eval_transform()
         other = self.view_transform() if self.companion == "view" and self.augment else transform
         return self._loader(ImageDataset(source, transform, self.seed, other), sampler, TrainLoader)
+
+    def instance_order(self, source: ImageSource) -> Callable[[int], IntArray]:
+        """The order in which an epoch takes every training image once."""
+        return EpochOrder(len(source), self.seed, shuffle=self.shuffle)
 
     def _companions(self, labels: Any) -> Companions | None:
         return None if self.companion is None else Companions(self.companion, labels, self.seed, shuffle=self.shuffle)

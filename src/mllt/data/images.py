@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -88,8 +88,13 @@ def load_rgb(path: str | bytes | os.PathLike[str]) -> Image.Image:
             header tells, or of more than `MAX_BYTES`, before any of it is decoded (where `PIL.Image.MAX_IMAGE_PIXELS` is
             lower, Pillow refuses more than twice that number); names the file and the cause.
     """
+    name = os.fsdecode(path)
+    return _load_rgb(name, partial(_open_file, name))
+
+
+def _load_rgb(name: str, open_file: Callable[[], BinaryIO]) -> Image.Image:
     with _quiet():
-        turn, upright = _opened(os.fsdecode(path), _decode)
+        turn, upright = _opened(name, open_file, _decode)
     if turn is not None:
         upright = upright.transpose(turn)
     upright.info = {}  # else the orientation could be applied again
@@ -102,8 +107,9 @@ def inspect_picture(path: str | bytes | os.PathLike[str]) -> tuple[str, tuple[in
     Raises:
         DataError: as in `load_rgb`.
     """
+    name = os.fsdecode(path)
     with _quiet():
-        return _opened(os.fsdecode(path), _inspect)
+        return _opened(name, partial(_open_file, name), _inspect)
 
 
 def damaged_files(source: FileSource) -> list[str]:
@@ -113,13 +119,14 @@ def damaged_files(source: FileSource) -> list[str]:
     several times faster.
     """
     with _quiet(), ThreadPoolExecutor() as threads:  # warnings are silenced once: doing it in threads is not safe
-        causes = threads.map(_damage, map(source.name_of, range(len(source))))
+        causes = threads.map(partial(_damage, source), range(len(source)))
         return [f"{os.fsdecode(path)}: {cause}" for path, cause in zip(source.paths, causes, strict=True) if cause]
 
 
-def _damage(path: str) -> str | None:
+def _damage(source: FileSource, index: int) -> str | None:
+    name = source.name_of(index)
     try:
-        return _opened(path, _skim)
+        return _opened(name, partial(source.open, index), _skim)
     except PictureError as error:
         return error.cause
 
@@ -141,18 +148,17 @@ def _decode(image: Image.Image) -> tuple[Image.Transpose | None, Image.Image]:
     return _orientation(image), to_rgb(image)
 
 
-def _opened(path: str, use: Callable[[Image.Image], _T]) -> _T:
+def _opened(name: str, open_file: Callable[[], BinaryIO], use: Callable[[Image.Image], _T]) -> _T:
     """What `use` gives for the picture in a file; whatever fails is a `PictureError` that names the file and the cause."""
     try:
-        _check_file(path)
         # A file of our own: Pillow leaves the one that it opens itself to the garbage collector when it fails
-        with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
+        with open_file() as file, Image.open(file, formats=_formats()) as image:
             _check_pixels(image)
             return use(image)
     except Exception as error:  # decoders fail in many ways: OSError, SyntaxError, ValueError, struct.error, ...
-        shown = path if path.isprintable() else repr(path)  # a name may hold what a terminal obeys, or what is no UTF-8
-        problem = PictureError(f"Cannot read the picture {shown}: {_cause(error, path)}.")
-        problem.cause = _cause(error, path)  # not an argument: errors of loader processes are made anew, of their text
+        shown = name if name.isprintable() else repr(name)  # a name may hold what a terminal obeys, or what is no UTF-8
+        problem = PictureError(f"Cannot read the picture {shown}: {_cause(error, name)}.")
+        problem.cause = _cause(error, name)  # not an argument: errors of loader processes are made anew, of their text
         raise problem from error
 
 
@@ -163,13 +169,14 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_file(path: str) -> None:
+def _open_file(path: str) -> BinaryIO:
     """Refuse what is not read to an end in reasonable time: pipes, devices, huge files (a few bytes on disk, if sparse)."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise DataError("it is a folder, a pipe or a device")
     if status.st_size > MAX_BYTES:
         raise DataError(f"it is of {status.st_size:,} bytes, and no more than {MAX_BYTES:,} are read")
+    return open(path, "rb")
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -235,17 +242,14 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _cause(error: BaseException, path: str) -> str:
+def _cause(error: BaseException, name: str) -> str:
+    if isinstance(error, DataError):  # of a source that knows more
+        return str(error).rstrip(".")
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, DataError):
-        return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return (
-            "the file is empty"
-            if os.path.getsize(path) == 0
-            else f"it is no picture of a known format ({', '.join(_formats())})"
-        )
+        empty = os.path.exists(name) and os.path.getsize(name) == 0
+        return "the file is empty" if empty else f"it is no picture of a known format ({', '.join(_formats())})"
     return f"{type(error).__name__}: {error}".rstrip(".: ")
 
 
@@ -282,7 +286,16 @@ class FileSource:
 
     def load(self, indices: IntArray) -> list[Image.Image]:
         """One upright RGB image per index, each of its own size."""
-        return [load_rgb(self.name_of(int(index))) for index in indices]
+        return [_load_rgb(self.name_of(int(index)), partial(self.open, int(index))) for index in indices]
+
+    def open(self, index: int) -> BinaryIO:
+        """The encoded picture at `index`, to be read; a source that keeps its pictures elsewhere overrides this."""
+        return _open_file(self.name_of(index))
+
+    def size_of(self, index: int) -> int | None:
+        """Bytes of the encoded picture at `index`; None where it is not there."""
+        name = self.name_of(index)
+        return os.path.getsize(name) if os.path.exists(name) else None
 
     def subset(self, indices: IntArray) -> FileSource:
         return FileSource(self.paths[indices], self.labels[indices], self.root)

@@ -79,7 +79,8 @@ def examine(source: ImageSource, processes: int, advance: Callable[[int], None] 
     count = len(source)
     found = Findings(np.zeros(count, f"S{_DIGEST}"), np.zeros((count, 2), np.int32))
     index = 0
-    with closing(_look_through(source, processes) if isinstance(source, FileSource) else _look_here(source)) as parts:
+    files = isinstance(source, FileSource) and type(source).open is FileSource.open  # not packed ones
+    with closing(_look_through(source, processes) if files else _look_here(source)) as parts:
         for looks in parts:
             for look in looks:
                 if look.cause is None:
