@@ -24,7 +24,7 @@ from mllt.version import __version__
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
-COMMANDS = ("mllt-train", "mllt-evaluate", "mllt-predict", "mllt-report", "mllt-check")
+COMMANDS = ("mllt-train", "mllt-evaluate", "mllt-pack", "mllt-predict", "mllt-report", "mllt-check")
 
 
 def lines(text: str) -> list[str]:
@@ -173,7 +173,7 @@ def test_the_pins_lie_in_the_ranges_and_leave_nothing_of_ours_out(python):
     pinned = pins(python)
     for name, pin in pinned.items():
         assert re.fullmatch(r"==[^*,]+", str(pin.specifier)), f"{name} is not pinned to one version"
-    for requirement in requirements("timm", "tensorboard", "slurm", "sweep", "dev"):
+    for requirement in requirements("timm", "tensorboard", "shards", "slurm", "sweep", "dev"):
         name = canonicalize_name(requirement.name)
         if name not in ("mllt", "setuptools"):  # setuptools follows from torch
             (version,) = (spec.version for spec in pinned[name].specifier)

@@ -27,6 +27,7 @@ from mllt import launch
 from mllt.callbacks import BestEpoch, EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, WholeCheckpoints
 from mllt.checkpoint import read_checkpoint
 from mllt.data import LongTailedDataModule
+from mllt.data.shards import is_url
 from mllt.errors import ArgumentError, CheckpointError, check_integer, check_number, check_seed
 from mllt.methods import LongTailedModule, load_checkpoint
 from mllt.methods.teacher import GIVEN_BY_PATH
@@ -40,10 +41,10 @@ _PROFILERS: dict[Any, type] = {"simple": SimpleProfiler, "advanced": AdvancedPro
 
 def absolute_paths(section: DictConfig) -> None:
     """Make the paths of a section (`data`, `method`) absolute: `config.yaml` must mean the same from another folder."""
-    folders = ("root", "list_dir")
+    folders = ("root", "list_dir", "shard_cache")
     for name in (*folders, "train_list", "test_list", "val_list", *GIVEN_BY_PATH):
         value = OmegaConf.select(section, name, throw_on_missing=False)
-        if isinstance(value, str) and (name in folders or Path(value).expanduser().exists()):
+        if isinstance(value, str) and not is_url(value) and (name in folders or Path(value).expanduser().exists()):
             section[name] = str(Path(value).expanduser().absolute())
 
 

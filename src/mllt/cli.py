@@ -350,8 +350,9 @@ def _vocabulary(config_name: str, *, hydras: bool = False) -> tuple[DictConfig, 
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        # Only `train` is composed of groups, and `check`, which takes its settings
-        groups = [g for g in loader.list_groups("") if config_name in ("train", "check") and g not in ("hydra", "__pycache__")]
+        # Only these are composed of groups
+        composed = config_name in ("train", "check", "pack")
+        groups = [g for g in loader.list_groups("") if composed and g not in ("hydra", "__pycache__")]
         choices = [] if own is None else [f"hydra.searchpath=['file://{own}']"]
         for argument in sys.argv[1:]:
             name, _, option = argument.partition("=")

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from mllt.data.base import counted
 from mllt.data.images import FileSource, damaged_files
-from mllt.data.lists import ImageFileDataModule, check_paths, folder_names, read_bytes, read_class_names, read_list, refuse
+from mllt.data.lists import (
+    ImageFileDataModule,
+    Stored,
+    check_paths,
+    folder_names,
+    read_bytes,
+    read_class_names,
+    read_list,
+    refuse,
+)
 from mllt.data.order import SPLIT, IntArray, permutation
 from mllt.data.sources import data_root
 from mllt.data.subsets import long_tailed_indices
@@ -348,11 +357,17 @@ class ImageFolderLT(ImageFileDataModule):
             raise ArgumentError("Expected `train_list` where `test_list` or `val_list` is set.")
         if train_list is not None and layout != "auto":
             raise ArgumentError("`layout` is about folders: leave it at 'auto' where `train_list` is set.")
+        if self.storage == "shards":
+            given = {"layout": None if layout == "auto" else layout, "train_list": train_list}
+            self.refuse_settings(given, "was read when the shards were packed: leave it out with storage=shards")
 
     def read_splits(self) -> tuple[dict[str, FileSource], list[str]]:
         if not self.root.is_dir():
             raise DataError(f"{self.title}: expected a folder {self.root}, but there is none. {self.advice()}")
-        sources, names = self._read_folders() if self.lists["training"] is None else self._read_lists()
+        return self._read_folders() if self.lists["training"] is None else self._read_lists()
+
+    def make_splits(self, stored: Stored) -> dict[str, FileSource]:
+        sources = super().make_splits(stored)
         train = sources["training"]
         if "test" not in sources:
             kept, held_out = hold_out_test(train.labels, self.test_fraction, self.split_seed)
@@ -361,8 +376,8 @@ class ImageFolderLT(ImageFileDataModule):
                 f"{counted(len(held_out), 'test image is', 'test images are')} held out of the others "
                 f"({self.test_fraction:g} of each class, split_seed={self.split_seed})"
             )
-        sources["training"] = self._cut(train, len(names))
-        return sources, names
+        sources["training"] = self._cut(train, len(stored.class_names))
+        return sources
 
     def _cut(self, train: FileSource, num_classes: int) -> FileSource:
         if self.profile is None or self.imbalance_factor is None:
@@ -375,6 +390,9 @@ class ImageFolderLT(ImageFileDataModule):
             f"{self.imbalance_factor:g}, subset_seed={self.subset_seed}"
         )
         return cut
+
+    def source_lists(self) -> list[Path]:
+        return [self._find_list(given) for given in self.lists.values() if given is not None]
 
     def advice(self) -> str:
         return (
@@ -484,11 +502,15 @@ class ImageFolderLT(ImageFileDataModule):
         sources = {split: FileSource(t.paths, np.searchsorted(names, t.labels), self.root) for split, t in tables.items()}
         return sources, names.tolist()
 
-    def _read_table(self, given: str | Path) -> Table:
+    def _find_list(self, given: str | Path) -> Path:
         places = [self.root / data_root(given), data_root(given)]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             raise DataError(f"{self.title}: expected a list {given}, but there is none at {' or '.join(map(str, places))}.")
+        return path
+
+    def _read_table(self, given: str | Path) -> Table:
+        path = self._find_list(given)
         if path.suffix.lower() == ".csv":
             return read_csv(path, self.root)
         source = read_list(path, self.root)

@@ -13,7 +13,8 @@ import os
 import re
 from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +35,7 @@ from mllt.data.images import (
     check_scale,
 )
 from mllt.data.order import IntArray
+from mllt.data.shards import INDEX, ShardOrder, Shards, ShardSource, is_url, open_shards
 from mllt.data.sources import ImageSource, Transform, data_root
 from mllt.data.views import ContrastiveView
 from mllt.errors import (
@@ -176,7 +178,7 @@ def absent_files(source: FileSource) -> list[str]:
     return absent
 
 
-def check_disjoint(sources: dict[str, FileSource]) -> None:
+def check_disjoint(sources: Mapping[str, FileSource]) -> None:
     """Raise `DataError` when two splits share a picture: a test on training pictures would be no test."""
     for (one, first), (other, second) in combinations(sources.items(), 2):
         shared = np.intersect1d(first.paths, second.paths)
@@ -320,6 +322,24 @@ def folder_names(train: FileSource) -> list[str]:
 # Data modules
 
 
+@dataclass
+class Stored:
+    """What lies in the storage of a data module, before anything is held out or cut.
+
+    Args:
+        sources: the pictures of "training", "test" and perhaps "validation".
+        class_names: in label order.
+        notes: what a person should know of it.
+    """
+
+    sources: dict[str, FileSource]
+    class_names: list[str]
+    notes: list[str]
+
+
+STORAGES = ("files", "shards")
+
+
 class ImageFileDataModule(LongTailedDataModule):
     """Base of the data modules whose pictures are files of any size: transforms, checks, notes.
 
@@ -327,7 +347,7 @@ class ImageFileDataModule(LongTailedDataModule):
     tells it.
 
     Args:
-        root: the folder of the pictures.
+        root: the folder of the pictures; with storage "shards", the folder or URL of the shards.
         image_size: side of the square that the network sees, in pixels.
         resize: pixels of the short side before the central crop of evaluation; "auto": `image_size` x 256 / 224,
             rounded; None: evaluation scales straight to the square.
@@ -343,6 +363,11 @@ class ImageFileDataModule(LongTailedDataModule):
         max_broken: share of the training pictures, in 0 .. 1, above which broken ones are an error all the same.
         verify_files: look at setup whether every picture is there (by listing folders; off: the first use tells). Whether
             they can be decoded, the first use tells (`ImageFolderLT` looks at those of validation and test).
+        storage: "files": loose ones. "shards": those that `python -m mllt.pack` wrote of them; batches are the same.
+        shard_window: None: shuffle over all training pictures, as with files. A number: over so many shards at a time
+            (`ShardOrder`), where shards do not all fit the cache.
+        shard_cache: the folder that shards from a URL are fetched to; None: `~/.cache/mllt/shards`.
+        shard_cache_gb: gigabytes (10^9 bytes) that they may take there; None: as many as they are.
         common: `LongTailedDataModule`'s arguments.
     """
 
@@ -361,10 +386,25 @@ class ImageFileDataModule(LongTailedDataModule):
         on_error: str = "error",
         max_broken: float = 0.01,
         verify_files: bool = True,
+        storage: str = "files",
+        shard_window: int | None = None,
+        shard_cache: str | Path | None = None,
+        shard_cache_gb: float | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.root = data_root(root)
+        self.storage = check_choice("storage", storage, STORAGES)
+        self.shard_window = None if shard_window is None else check_integer("shard_window", shard_window, 1)
+        self.shard_cache_gb = None if shard_cache_gb is None else check_number("shard_cache_gb", shard_cache_gb, above=0)
+        self.shard_place = os.fspath(root), shard_cache
+        if storage == "files":
+            given = {"shard_window": shard_window, "shard_cache": shard_cache, "shard_cache_gb": shard_cache_gb}
+            self.refuse_settings(
+                given, "is about shards: leave it out, or set data.storage=shards with their folder as data.root"
+            )
+            if is_url(root):
+                raise ArgumentError(f"Expected `root` to be a folder with storage=files, but got {os.fspath(root)!r}.")
         self.image_size = check_integer("image_size", image_size, 1)
         self.resize = _check_resize(resize, image_size)
         self.color_jitter = check_number("color_jitter", color_jitter, 0)
@@ -385,9 +425,30 @@ class ImageFileDataModule(LongTailedDataModule):
     def read_splits(self) -> tuple[dict[str, FileSource], list[str]]:
         """The pictures of "training", "test" and perhaps "validation", and the class names; may add to `notes`."""
 
+    def source_lists(self) -> list[Path]:
+        """The list files that say which pictures there are."""
+        return []
+
+    def make_splits(self, stored: Stored) -> dict[str, FileSource]:
+        """The pictures of each split, as the settings make them of those that are stored; may add to `notes`."""
+        return dict(stored.sources)
+
+    def refuse_settings(self, given: Mapping[str, Any], why: str) -> None:
+        """Raise `ArgumentError` for a setting that is given (not None) and would have no effect."""
+        for name, value in given.items():
+            if value is not None:
+                raise ArgumentError(f"`{name}` {why}.")
+
+    @property
+    def stored(self) -> Stored:
+        """What lies in the storage; looks there on first use."""
+        self.setup()
+        return self._stored
+
     def load_splits(self) -> Splits:
         self.notes = []
-        sources, names = self.read_splits()
+        self._stored = stored = self._read_files() if self.storage == "files" else self._read_shards()
+        sources, names = self.make_splits(stored), stored.class_names
         check_disjoint(sources)
         if self.verify_files:
             for split, source in sources.items():
@@ -399,8 +460,41 @@ class ImageFileDataModule(LongTailedDataModule):
             self.notes.append(f"{len(untested):,} of {len(names):,} classes {verb} no test image: {some}")
         return Splits(sources["training"], sources["test"], names, sources.get("validation"))
 
+    def _read_files(self) -> Stored:
+        if (self.root / INDEX).is_file():
+            raise ArgumentError(f"{self.root} holds shards, not loose pictures: set data.storage=shards.")
+        sources, names = self.read_splits()
+        return Stored(sources, names, list(self.notes))
+
+    def _read_shards(self) -> Stored:
+        shards = open_shards(*self.shard_place, self.shard_cache_gb)
+        about = shards.index.about
+        if about["data"] != type(self).__name__:
+            raise DataError(
+                f"Expected shards of {type(self).__name__}, but those in {shards.location} were packed from {about['data']} "
+                f"({about['title']}). Choose the data or the experiment that they were packed by."
+            )
+        if self.verify_files:
+            shards.check_files()
+        self.title, self.notes = about["title"], list(about["notes"])
+        self.check_packed(shards)
+        sources: dict[str, FileSource] = {
+            name: ShardSource(shards, split["paths"], split["labels"], split["places"])
+            for name, split in shards.index.splits.items()
+        }
+        return Stored(sources, about["class_names"], list(self.notes))
+
+    def check_packed(self, shards: Shards) -> None:
+        """Raise `DataError` when shards are not what the settings ask for."""
+
+    def instance_order(self, source: ImageSource) -> Callable[[int], IntArray]:
+        stored = source.source if isinstance(source, SkippingSource) else source
+        if self.shard_window is None or not isinstance(stored, ShardSource):
+            return super().instance_order(source)
+        return ShardOrder(stored.shard_of, self.shard_window, self.seed, shuffle=self.shuffle)
+
     def _check_files(self, split: str, source: FileSource) -> None:
-        absent = absent_files(source)
+        absent = absent_files(source) if self.storage == "files" else []  # shards are looked at as they are opened
         if absent and split == "training" and self.on_error == "skip" and len(absent) <= self.max_broken * len(source):
             self.notes.append(
                 f"{counted(len(absent), 'training picture is', 'training pictures are')} not there: {name_some(absent)}; "
@@ -541,6 +635,8 @@ class ImageListDataModule(ImageFileDataModule):
         super().__init__(root, **settings)
         self.list_dir = self.root if list_dir is None else data_root(list_dir)
         self.verify_lists = check_bool("verify_lists", verify_lists)
+        if self.storage == "shards":
+            self.refuse_settings({"list_dir": list_dir}, "is not read with storage=shards, which hold the lists: leave it out")
 
     def official_figures(self) -> Figures:
         return self.figures
@@ -579,17 +675,25 @@ class ImageListDataModule(ImageFileDataModule):
 
     def _read(self, name: str) -> FileSource:
         source = read_list(self.list_dir / name, self.root)
-        self._compare(name)
+        self.notes += self._compare(name, blob_id(self.list_dir / name))
         return source
 
-    def _compare(self, name: str) -> None:
-        official, found = self.blob_ids.get(name), blob_id(self.list_dir / name)
+    def _compare(self, name: str, found: str) -> list[str]:
+        official = self.blob_ids.get(name)
         if official is None or found in official:
-            return
+            return []
         differs = f"{name} is not the official list (`git hash-object` prints {found}, not {' or '.join(official)})"
         if self.verify_lists:
             raise DataError(f"{self.title}: {differs}. Get the official one, or set verify_lists=false to use it all the same.")
-        self.notes.append(differs)
+        return [differs]
+
+    def source_lists(self) -> list[Path]:
+        names = (self.train_list, self.val_list, self.test_list)
+        return [self.list_dir / name for name in names if name is not None and self._has(name)]
+
+    def check_packed(self, shards: Shards) -> None:
+        for name, found in shards.index.about["lists"].items():
+            self._compare(name, found)  # the notes were written when they were packed
 
 
 class ImageNetLT(ImageListDataModule):
@@ -712,6 +816,9 @@ class INaturalist2018(ImageListDataModule):
             return super().read_splits()
         self._require([])
         return self._read_json()
+
+    def source_lists(self) -> list[Path]:
+        return super().source_lists() or [self.list_dir / self.train_json, self.list_dir / self.test_json]
 
     def _read_json(self) -> tuple[dict[str, FileSource], list[str]]:
         train, names = read_coco(self.list_dir / self.train_json, self.root)

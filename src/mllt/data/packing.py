@@ -1,0 +1,411 @@
+"""Writing pictures into shards, and looking whether they are whole (`mllt.data.shards` reads them).
+
+What is interrupted leaves no set that looks whole: the index is written last, when every picture has been read back. The
+same command then goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from mllt.data.images import FileSource
+from mllt.data.lists import ImageFileDataModule, blob_id, refuse
+from mllt.data.order import SHUFFLE, IntArray, permutation
+from mllt.data.shards import INDEX, VERSION, ShardIndex, Shards, require_litdata, shard_file
+from mllt.errors import ArgumentError, DataError, name_some
+from mllt.version import __version__
+
+#: In the folder while it is packed: the plan, the checksums of the shards that are written, and shards being written
+PARTS = "packing"
+_PLAN = "plan.json"
+_WORD = 4
+_LARGEST = 2**32 - 1  # bytes of a shard: litdata counts them in 32 bits
+
+#: Told of work done: bytes written or read
+Advance = Callable[[int], None]
+#: Told of each pass as it begins, by its name and its bytes
+Tell = Callable[[str, int], Advance]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Planning
+
+
+@dataclass
+class Plan:
+    """Which picture goes where.
+
+    Args:
+        about: of the data set, see `ShardIndex`.
+        sources: the files of each split.
+        places: of each split, each row's number in the order of storage.
+        sizes: `(n,)` bytes of each picture, in the order of storage.
+        firsts: `(shards + 1,)`, the first picture of each shard, and n.
+        digest: digits that tell this plan, and these files, from any other.
+    """
+
+    about: dict[str, Any]
+    sources: dict[str, FileSource]
+    places: dict[str, IntArray]
+    sizes: IntArray
+    firsts: IntArray
+    digest: str
+
+    @property
+    def file_sizes(self) -> list[int]:
+        """Bytes of each shard."""
+        return self.index(np.zeros((len(self.sizes), 32), np.uint8)).file_sizes.tolist()
+
+    def index(self, sums: NDArray[np.uint8]) -> ShardIndex:
+        """What the shards hold once they are written; `sums` are the checksums of the pictures."""
+        splits = {
+            name: {"paths": source.paths, "labels": source.labels, "places": self.places[name]}
+            for name, source in self.sources.items()
+        }
+        return ShardIndex(self.about, splits, self.sizes, sums, self.firsts)
+
+
+def make_plan(data: ImageFileDataModule, shard_bytes: int) -> Plan:
+    """Lay out the pictures of a data module in shards of about `shard_bytes`.
+
+    Training pictures are stored in a random order, so that each shard is a sample of all classes (what `ShardOrder` needs);
+    the others in their own, in which they are read. No shard holds pictures of two splits.
+    """
+    stored = data.stored
+    places, sizes, firsts, digest = {}, [], [np.zeros(1, dtype=np.int64)], hashlib.sha256()
+    about = {
+        "format": "shards",
+        "version": VERSION,
+        "data": type(data).__name__,
+        "title": data.title,
+        "class_names": stored.class_names,
+        "notes": stored.notes,
+        "lists": {path.name: blob_id(path) for path in data.source_lists()},
+        "mllt": __version__,
+    }
+    digest.update(json.dumps([about, shard_bytes]).encode())
+    begin = 0
+    for name, source in stored.sources.items():
+        order = permutation(len(source), 0, SHUFFLE) if name == "training" else np.arange(len(source), dtype=np.int64)
+        places[name] = np.empty(len(source), dtype=np.int64)
+        places[name][order] = begin + np.arange(len(source))
+        status = file_states(name, source)
+        sizes.append(status[order, 0])
+        firsts.append(begin + cut(sizes[-1], shard_bytes)[1:])
+        begin += len(source)
+        for array in (source.paths, source.labels, status):
+            digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return Plan(about, stored.sources, places, np.concatenate(sizes), np.concatenate(firsts), digest.hexdigest())
+
+
+def file_states(split: str, source: FileSource) -> IntArray:
+    """Size in bytes and time of the last change of each file, int64 `(n, 2)`."""
+
+    def state(index: int) -> tuple[int, int]:
+        try:
+            status = os.stat(source.name_of(index))
+        except OSError:
+            return -1, 0
+        return status.st_size, status.st_mtime_ns
+
+    with ThreadPoolExecutor() as threads:
+        found = np.array(list(threads.map(state, range(len(source)), chunksize=256)), dtype=np.int64).reshape(-1, 2)
+    expected = f"Expected every {split} picture to be there"
+    refuse(expected, [source.name_of(int(i)) for i in np.flatnonzero(found[:, 0] < 0)], "cannot be found", "cannot be found")
+    return found
+
+
+def cut(sizes: IntArray, shard_bytes: int) -> IntArray:
+    """Where shards begin, and the end: as many pictures each as fit, at least one.
+
+    >>> cut(np.array([30, 30, 30, 500, 10]), shard_bytes=100).tolist()
+    [0, 2, 3, 4, 5]
+    """
+    firsts, filled = [0], 2 * _WORD
+    for number, size in enumerate(sizes.tolist()):
+        needed = size + 2 * _WORD
+        if filled + needed > shard_bytes and number > firsts[-1]:
+            firsts.append(number)
+            filled = 2 * _WORD
+        filled += needed
+    return np.array([*firsts, len(sizes)], dtype=np.int64)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def pack(
+    data: ImageFileDataModule,
+    output: str | os.PathLike[str],
+    shard_bytes: int = 64_000_000,
+    threads: int | None = None,
+    tell: Tell | None = None,
+) -> ShardIndex:
+    """Pack all pictures of a data module into shards, read every one back, and write the index.
+
+    Packed is what the lists or folders name; a test split that is held out and a profile that is cut are made of it
+    afterwards, by the settings of each run, as of loose files.
+
+    Args:
+        data: the data module, of loose files.
+        output: the folder to be made, or one whose packing was interrupted.
+        shard_bytes: of a shard, about; at least 1, below 2^32. A picture larger than that has a shard of its own.
+        threads: how many read and write side by side; None: as Python finds fit.
+        tell: called as a pass begins, with its name and its bytes; what it returns is told of bytes done.
+
+    Raises:
+        ArgumentError: litdata is not installed, or the folder holds something else.
+        DataError: pictures are missing or change meanwhile, the disk is full, or what was written cannot be read back.
+    """
+    require_litdata()
+    folder = Path(output).expanduser()
+    _check_output(folder, data)
+    data.setup()
+    plan = make_plan(data, shard_bytes)
+    (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    with _alone(folder), _disk_errors(folder):
+        _begin(folder, plan)
+        _write_shards(folder, plan, threads, tell)
+        index = plan.index(_sums(folder, plan))
+        shards = Shards(index, folder)
+        damage = verify(shards, threads, tell)
+        if damage:
+            for shard in damage:
+                (folder / PARTS / f"{shard}.json").unlink()
+            told = [problem for problems in damage.values() for problem in problems]
+            raise DataError(
+                f"What was written to {folder} is not what was read: {name_some(told)}. The disk may be failing. The same "
+                "command writes these shards again."
+            )
+        _write(folder / "index.json", lambda file: file.write(_litdata_index(folder, plan).encode()))
+        _write(folder / INDEX, index.write)
+    shutil.rmtree(folder / PARTS)
+    return index
+
+
+def _check_output(folder: Path, data: ImageFileDataModule) -> None:
+    """Raise `ArgumentError` for a folder that must not be written to."""
+    if (folder / INDEX).is_file():
+        raise ArgumentError(
+            f"{folder} holds shards already. Choose another output, or type python -m mllt.pack verify={folder} to look "
+            "whether they are whole."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"Expected `output` to be a folder, but {folder} is a file.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / PARTS).is_dir():
+        raise ArgumentError(
+            f"{folder} is not empty, and what it holds is no packing that was interrupted. Choose another output."
+        )
+    if folder.resolve().is_relative_to(data.root.resolve()):
+        raise ArgumentError(f"Expected `output` to lie outside the pictures' folder {data.root}, but got {folder}.")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(str(folder / PARTS / "lock"), timeout=0):
+            yield
+    except Timeout:
+        raise ArgumentError(f"Another process packs into {folder} at this moment. Wait for it, or stop it.") from None
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"The disk of {folder} is full. Make room, and type the same command again: it goes on with the shards that are "
+            "missing."
+        ) from error
+
+
+def _begin(folder: Path, plan: Plan) -> None:
+    """Keep what an interrupted packing of the same plan has written; of another plan, remove it. Look whether there is room."""
+    try:
+        same = json.loads((folder / PARTS / _PLAN).read_text())["digest"] == plan.digest
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        for path in [*folder.glob("chunk-0-*.bin"), *folder.glob(f"{PARTS}/*.json"), folder / "index.json"]:
+            path.unlink(missing_ok=True)
+        _write(folder / PARTS / _PLAN, lambda file: file.write(json.dumps({"digest": plan.digest}).encode()))
+    sizes = plan.file_sizes
+    if max(sizes) > _LARGEST:
+        raise DataError(f"Expected shards below 4 GiB, but one would be of {max(sizes):,} bytes. Lower `shard_mb`.")
+    needed = sum(size for shard, size in enumerate(sizes) if not _is_written(folder, shard, size))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"Expected {needed / 1e9:,.3f} GB of free disk for {folder}, but there are {free / 1e9:,.3f} GB. Choose another "
+            "output, or make room."
+        )
+
+
+def _is_written(folder: Path, shard: int, size: int) -> bool:
+    path = folder / shard_file(shard)
+    return (folder / PARTS / f"{shard}.json").is_file() and path.is_file() and path.stat().st_size == size
+
+
+def _write_shards(folder: Path, plan: Plan, threads: int | None, tell: Tell | None) -> None:
+    sizes = plan.file_sizes
+    files = [(source, row) for source in plan.sources.values() for row in range(len(source))]
+    rows = np.argsort(np.concatenate(list(plan.places.values())))
+    advance = tell("writing", sum(sizes)) if tell else _no_one
+
+    def one(shard: int) -> int:
+        if not _is_written(folder, shard, sizes[shard]):
+            _write_shard(folder, shard, [files[row] for row in rows[plan.firsts[shard] : plan.firsts[shard + 1]]], plan)
+        return sizes[shard]
+
+    _in_threads(one, len(sizes), threads, lambda _, size: advance(size))
+
+
+def _write_shard(folder: Path, shard: int, files: list[tuple[FileSource, int]], plan: Plan) -> None:
+    from litdata.streaming import Cache
+    from litdata.streaming.resolver import Dir
+
+    part = folder / PARTS / str(shard)
+    shutil.rmtree(part, ignore_errors=True)
+    # A size, or litdata announces the one that it takes: of a cache, which is not in play here
+    writer = Cache(Dir(path=str(part)), chunk_size=len(files), writer_chunk_index=shard, max_cache_size="1GB")
+    sums = []
+    for number, (source, row) in enumerate(files):
+        with source.open(row) as file:
+            content = file.read()
+        if len(content) != plan.sizes[plan.firsts[shard] + number]:
+            raise DataError(f"{source.name_of(row)} changed while it was packed. Type the same command again.")
+        sums.append(hashlib.sha256(content).hexdigest())
+        writer[number] = content
+    writer.done()
+    (described,) = part.glob("*index.json")
+    (written,) = part.glob("chunk-*.bin")
+    found = json.loads(described.read_text())
+    with open(written, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(written, folder / shard_file(shard))
+    found["chunks"][0]["filename"] = shard_file(shard)
+    _write(
+        folder / PARTS / f"{shard}.json",
+        lambda file: file.write(json.dumps({"chunk": found["chunks"][0], "config": found["config"], "sums": sums}).encode()),
+    )
+    shutil.rmtree(part)
+
+
+def _sums(folder: Path, plan: Plan) -> NDArray[np.uint8]:
+    """The checksums of all pictures, in the order of storage."""
+    parts = [json.loads((folder / PARTS / f"{shard}.json").read_text())["sums"] for shard in range(len(plan.firsts) - 1)]
+    return np.frombuffer(bytes.fromhex("".join(text for part in parts for text in part)), np.uint8).reshape(-1, 32)
+
+
+def _litdata_index(folder: Path, plan: Plan) -> str:
+    """What makes of the shards one litdata data set."""
+    parts = [json.loads((folder / PARTS / f"{shard}.json").read_text()) for shard in range(len(plan.firsts) - 1)]
+    return json.dumps({"chunks": [part["chunk"] for part in parts], "config": parts[0]["config"]}, sort_keys=True)
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _in_threads(work: Callable[[int], Any], count: int, threads: int | None, done: Callable[[int, Any], None]) -> None:
+    """`work(0)` .. `work(count - 1)` side by side; `done` gets each number and result as they come. One failure ends all."""
+    with ThreadPoolExecutor(threads) as pool:
+        futures = {pool.submit(work, number): number for number in range(count)}
+        try:
+            for future in as_completed(futures):
+                done(futures[future], future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _no_one(_: int) -> None:
+    """Nobody asked to be told."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Verifying
+
+
+def verify(shards: Shards, threads: int | None = None, tell: Tell | None = None) -> dict[int, list[str]]:
+    """Read every byte of the shards and compare it with the index.
+
+    Args:
+        shards: opened ones; those of a store are fetched into their cache.
+        threads, tell: as in `pack`.
+
+    Returns:
+        Of each damaged shard what is wrong, in words, pictures by name; empty where all is whole.
+    """
+    index, paths, damage = shards.index, shards.index.paths, dict[int, list[str]]()
+    advance = tell("verifying", int(index.file_sizes.sum())) if tell else _no_one
+
+    def done(shard: int, problems: list[str]) -> None:
+        advance(int(index.file_sizes[shard]))
+        if problems:
+            damage[shard] = problems
+
+    _in_threads(lambda shard: _check_shard(shards, shard, paths), len(index.file_sizes), threads, done)
+    return dict(sorted(damage.items()))
+
+
+def _check_shard(shards: Shards, shard: int, paths: NDArray[np.bytes_]) -> list[str]:
+    index, where = shards.index, shards.place_of(shard)
+    first, last = int(index.firsts[shard]), int(index.firsts[shard + 1])
+    try:
+        with shards.open_shard(shard) as file:
+            if hasattr(os, "posix_fadvise"):  # what lies on the disk, not what is remembered of it
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            content = file.read()
+    except (DataError, OSError) as error:
+        held = name_some([os.fsdecode(path) for path in paths[first:last]])
+        return [f"{where}: {error}; it held {last - first:,} pictures: {held}"]
+    problems = []
+    frame = np.frombuffer(_frame(index, shard), np.uint8)
+    between = bytearray(content)
+    for number in range(first, last):
+        begin, size = int(index.offsets[number]), int(index.sizes[number])
+        if hashlib.sha256(content[begin : begin + size]).digest() != index.sums[number].tobytes():
+            problems.append(f"{where}: {os.fsdecode(paths[number])} is not what was packed")
+        between[begin : begin + size] = bytes(min(size, max(len(content) - begin, 0)))
+    if len(content) != index.file_sizes[shard]:
+        problems.insert(0, f"{where}: expected {index.file_sizes[shard]:,} bytes, but got {len(content):,}")
+    elif bytes(between) != frame.tobytes():
+        problems.append(f"{where}: its table of contents is not what was packed")
+    return problems
+
+
+def _frame(index: ShardIndex, shard: int) -> bytes:
+    """A shard with zeros for the pictures: how many there are, where each begins and the last ends, and each one's size."""
+    first, last = int(index.firsts[shard]), int(index.firsts[shard + 1])
+    begins = index.offsets[first:last] - _WORD
+    head = np.concatenate([[last - first], begins, index.file_sizes[shard : shard + 1]]).astype("<u4").tobytes()
+    frame = bytearray(int(index.file_sizes[shard]))
+    frame[: len(head)] = head
+    for begin, size in zip(begins.tolist(), index.sizes[first:last].tolist(), strict=True):
+        frame[begin : begin + _WORD] = size.to_bytes(_WORD, "little")
+    return bytes(frame)

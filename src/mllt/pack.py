@@ -1,0 +1,128 @@
+"""`python -m mllt.pack`: pack the pictures of a data set into shards, or look whether shards are whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mllt.cli import run
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from mllt.data.packing import Tell
+    from mllt.data.shards import ShardIndex
+
+FORMATS = ("shards",)
+_SHOWN = 20  # problems of a shard
+
+
+def main() -> None:
+    """The command. The exit status is 1 when shards are damaged."""
+    damaged = run(pack, "pack")
+    sys.exit(1 if damaged else 0)
+
+
+def pack(config: DictConfig) -> int:
+    """Pack into `output`, or look at `verify`.
+
+    Returns:
+        How many shards are damaged; what was packed has been found whole.
+    """
+    from mllt.errors import ArgumentError, check_choice, check_integer, check_number
+
+    check_choice("format", config.format, FORMATS)
+    check_number("shard_mb", config.shard_mb, above=0, maximum=4000)
+    if config.num_workers is not None:
+        check_integer("num_workers", config.num_workers, 1)
+    if (config.output is None) == (config.verify is None):
+        raise ArgumentError("Expected `output` (a folder to pack into) or `verify` (shards to look at): type one of them.")
+    if config.verify is not None:
+        if config.get("data") is not None:
+            raise ArgumentError("Shards are verified by themselves: leave the experiment and the data out.")
+        return verify_shards(str(config.verify), config.num_workers)
+    pack_files(config)
+    return 0
+
+
+def pack_files(config: DictConfig) -> None:
+    """Pack the files of the data set that `config.data` describes into `config.output`."""
+    from mllt.build import absolute_paths, build_data, plain
+    from mllt.data import packing
+    from mllt.data.lists import ImageFileDataModule
+    from mllt.errors import ArgumentError
+    from mllt.results import say
+
+    if config.get("data") is None:
+        raise ArgumentError("Expected a data set to pack. Type experiment=... or data=... (see python -m mllt.train --help).")
+    absolute_paths(config.data)
+    data = build_data(plain(config.data))
+    if not isinstance(data, ImageFileDataModule) or data.storage != "files":
+        raise ArgumentError(
+            f"Expected a data set of loose picture files, but {data.title} "
+            + ("holds its images in memory." if not isinstance(data, ImageFileDataModule) else "is to be read from shards.")
+        )
+    with progress() as tell:
+        index = packing.pack(data, str(config.output), int(config.shard_mb * 1e6), config.num_workers, tell)
+    say(
+        f"{described(index)}, written to {config.output} and read back whole.",
+        f"To train from them: data.storage=shards data.root={config.output}",
+    )
+
+
+def verify_shards(location: str, threads: int | None) -> int:
+    """Read every byte of the shards, and print what is wrong.
+
+    Returns:
+        How many shards are damaged.
+    """
+    import tempfile
+
+    from mllt.data.packing import verify
+    from mllt.data.shards import open_shards
+    from mllt.results import plural, say
+
+    # Shards of a store are fetched anew, not taken from where a training has kept them, and go when they are read
+    with tempfile.TemporaryDirectory() as cache, progress() as tell:
+        shards = open_shards(location, cache, cache_gb=1e-9)
+        damage = verify(shards, threads, tell)
+    if not damage:
+        say(f"{described(shards.index)}, read whole: nothing is damaged.")
+        return 0
+    for problems in damage.values():
+        more = [f"... and {len(problems) - _SHOWN:,} more in this shard"] if len(problems) > _SHOWN else []
+        say(*problems[:_SHOWN], *more)
+    count = f"{len(damage):,} of {plural(len(shards.index.file_sizes), 'shard')}"
+    print(f"Error: In {location}, {count} cannot be used. Pack the pictures again.", file=sys.stderr)
+    return len(damage)
+
+
+def described(index: ShardIndex) -> str:
+    """What shards hold, in a few words."""
+    from mllt.results import plural
+
+    size, shards = index.file_sizes.sum() / 1e6, plural(len(index.file_sizes), "shard")
+    return f"{index.about['title']}: {plural(len(index.sizes), 'picture')} in {shards}, {size:,.1f} MB"
+
+
+@contextmanager
+def progress() -> Iterator[Tell]:
+    """A bar on standard error for each pass, in bytes; elsewhere than on a terminal, none."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def tell(name: str, size: int):  # type: ignore[no-untyped-def]
+            task = bar.add_task(name, total=size)
+            return lambda done: bar.advance(task, done)
+
+        yield tell
+
+
+if __name__ == "__main__":
+    main()
