@@ -13,7 +13,13 @@ from hydra.core.global_hydra import GlobalHydra
 from mllt.cli import CONFIG_MODULE
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/adding_a_method.md", "docs/devices.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/adding_a_method.md",
+    *(f"docs/{name}.md" for name in ("devices", "shards", "reliability")),
+)
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
 
 

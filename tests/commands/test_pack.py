@@ -180,6 +180,25 @@ def test_what_was_interrupted_is_not_taken_for_whole_and_goes_on(pack, mllt_comm
     assert not (shards / "packing").exists()
 
 
+def test_pictures_that_changed_since_the_interruption_are_packed_as_they_are_now(pack, pictures, tmp_path, monkeypatch):
+    shards, write = tmp_path / "shards", packing._write_shard
+
+    def interrupted(folder, shard, *arguments):
+        if shard == 7:
+            raise KeyboardInterrupt
+        write(folder, shard, *arguments)
+
+    monkeypatch.setattr(packing, "_write_shard", interrupted)
+    assert pack("shard_mb=0.004", "num_workers=1").status == 130
+    monkeypatch.undo()
+    for path in pictures.rglob("*.jpg"):
+        flip(path, 15)  # a byte of the header that says nothing: the size stays
+    assert pack("shard_mb=0.004").status == 0
+    packed = open_shards(shards)
+    for number, path in enumerate(packed.index.paths):
+        assert packed.picture(number) == (pictures / os.fsdecode(path)).read_bytes()
+
+
 def test_shards_that_cannot_be_read_back_are_told_and_written_again(pack, mllt_command, tmp_path, monkeypatch):
     shards, write = tmp_path / "shards", packing._write_shard
 

@@ -237,13 +237,15 @@ def test_a_cache_smaller_than_the_data_gives_the_same_batches_and_stays_small(fo
 
 def test_pictures_that_were_packed_anew_are_not_taken_from_an_older_cache(folder, packed, tmp_path):
     remote = Path(shutil.copytree(packed, tmp_path / "remote"))
-    of_shards(f"local:{remote}", shard_cache=tmp_path / "cache").splits.train.load(np.arange(26))
+    older = of_shards(f"local:{remote}", shard_cache=tmp_path / "cache").splits.train
+    first = [image.tobytes() for image in older.load(np.arange(26))]
     shutil.rmtree(remote)
     other = tmp_path / "pictures"
     save_pictures(other, [f"train/{name}/other-{i}.jpg" for name in COUNTS for i in range(4)])
     save_pictures(other, [f"test/{name}/other-{i}.jpg" for name in COUNTS for i in range(2)])
     pack(ImageFolderLT(other, **SETTINGS), remote, SMALL)
     assert_same_data(ImageFolderLT(other, **SETTINGS), of_shards(f"local:{remote}", shard_cache=tmp_path / "cache"))
+    assert [image.tobytes() for image in older.load(np.arange(26))] == first, "a run that is on its way lost its shards"
 
 
 def test_a_damaged_copy_is_fetched_anew(folder, packed, tmp_path):
@@ -355,6 +357,7 @@ def test_shards_are_fetched_by_the_protocol_of_s3_in_this_process_and_in_those_o
     assert done.returncode == 0, done.stderr
     number = len(open_shards(packed).index.file_sizes)
     assert done.stdout.strip() == str(sorted(f"/birds/some/{name}" for name in [INDEX, *map(shard_file, range(number))]))
+    assert list(tmp_path.glob("index-*")) == [], "what litdata leaves beside a file that it brings"
     expected = training_batches(ImageFolderLT(folder, **SETTINGS))
     for batch, seen in zip(expected, torch.load(tmp_path / "seen.pt"), strict=True):
         assert all(torch.equal(one, other) for one, other in zip(batch, seen, strict=True))
