@@ -79,8 +79,11 @@ def examine(source: ImageSource, processes: int, advance: Callable[[int], None] 
     count = len(source)
     found = Findings(np.zeros(count, f"S{_DIGEST}"), np.zeros((count, 2), np.int32))
     index = 0
-    files = isinstance(source, FileSource) and type(source).open is FileSource.open  # not packed ones
-    with closing(_look_through(source, processes) if files else _look_here(source)) as parts:
+    if isinstance(source, FileSource) and type(source).open is FileSource.open:  # not packed ones
+        looks_at_all = _look_through(source, processes)
+    else:
+        looks_at_all = _look_here(source)
+    with closing(looks_at_all) as parts:
         for looks in parts:
             for look in looks:
                 if look.cause is None:

@@ -53,7 +53,7 @@ NO_BEARING = {
     *("data.root", "data.list_dir", "data.download", "data.verify_files", "data.verify_lists"),
     *("data.num_workers", "data.eval_batch_size", "data.storage", "data.shard_cache", "data.shard_cache_gb"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.profiler"),
-    *("trainer.check_val_every_n_epoch", "trainer.limit_val_batches"),
+    *("trainer.check_val_every_n_epoch", "trainer.limit_val_batches", "trainer.max_nonfinite", "data.max_broken"),
     *("evaluation.test_prior", "evaluation.test_prior_factor"),  # told by the experiment
     *("data.train_list", "data.test_list", "data.val_list"),  # told by the images
 }
