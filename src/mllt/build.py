@@ -26,11 +26,11 @@ from omegaconf import DictConfig, OmegaConf
 from mllt import launch
 from mllt.callbacks import BestEpoch, EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, WholeCheckpoints
 from mllt.checkpoint import read_checkpoint
+from mllt.checkpoint_parts import GIVEN_BY_PATH
 from mllt.data import LongTailedDataModule
 from mllt.data.shards import is_url
 from mllt.errors import ArgumentError, CheckpointError, check_integer, check_number, check_seed
 from mllt.methods import LongTailedModule, load_checkpoint
-from mllt.methods.teacher import GIVEN_BY_PATH
 from mllt.optim import milestone_epochs
 from mllt.recipes import borrowed_values
 from mllt.results import RunFolder, plural

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mllt import launch, recipes
-from mllt.errors import ArgumentError, MlltError, did_you_mean
+from mllt.errors import ArgumentError, MlltError, did_you_mean, printable
 
 CONFIG_MODULE = "mllt.conf"
 _TRACE = "HYDRA_FULL_ERROR"
@@ -86,7 +86,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
             if job is not None and job[0] != os.getpid():
                 print(f"In a job of the sweep:\n{job[1]}", file=sys.stderr)
             raise
-        print(f"Error: {_explain(error, config_name)}", file=sys.stderr)
+        print(f"Error: {printable(_explain(error, config_name))}", file=sys.stderr)
         sys.exit(2)
     finally:
         if not wants_trace:

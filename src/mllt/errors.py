@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -66,6 +67,24 @@ def name_some(items: Sequence[Any], show: int = 5) -> str:
     """
     named = ", ".join(repr(item) for item in items[:show])
     return named + (f" and {len(items) - show} more" if len(items) > show else "")
+
+
+def printable(text: str) -> str:
+    """Text that a terminal, a page and an editor show as it is: what would steer them is shown as a mark.
+
+    Names in files that come from elsewhere may hold a terminal's commands, or turn the direction of writing round. New lines
+    and tabs stay, and what joins letters in many scripts.
+
+    >>> printable("ok \x1b[31m, " + chr(0x202E) + "gnp.exe")
+    'ok �[31m, �gnp.exe'
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one in _HARMLESS or unicodedata.category(one) not in _STEERING else "\ufffd" for one in text)
+
+
+_HARMLESS = "\n\t\u200c\u200d"
+_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:

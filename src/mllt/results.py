@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import platform
 import subprocess
@@ -21,15 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from yaml import YAMLError
 
 from mllt.errors import DataError
 from mllt.files import written_whole
 from mllt.methods.evaluation import GROUPS, KINDS
+
+#: Bytes of a `config.yaml`: a list of numbers for every class of the largest data sets is a tenth of it.
+MOST_SETTINGS = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -109,15 +114,27 @@ class RunFolder:
             file.write(OmegaConf.to_yaml(config, resolve=True))
 
     def read_config(self) -> DictConfig:
-        """The settings the run was made with.
+        """The settings the run was made with: plain values, as `write_config` writes them.
 
         Raises:
-            DataError: they are not there, or unreadable.
+            DataError: they are not there, unreadable, or refer to other things, such as variables of the environment.
         """
+        text = read_text(self.config, MOST_SETTINGS)
         try:
-            config = OmegaConf.load(self.config)
-        except (OSError, YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"Expected the settings of the run in {self.config}, but reading them failed: {error}") from error
+            reference = next(filter(None, map(_alias_or_tag, yaml.parse(text, yaml.SafeLoader))), "")
+            config = OmegaConf.create({} if reference else OmegaConf.load(io.StringIO(text)))
+            reference = reference or _interpolation(OmegaConf.to_container(config))
+        except RecursionError:
+            raise DataError(f"Expected the settings of the run in {self.config}, but they are nested too deeply.") from None
+        except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"Expected the settings of the run in {self.config}, but reading them failed: {error!s:.500}"
+            ) from error
+        if reference:
+            raise DataError(
+                f"Expected {self.config} to hold the settings of the run themselves, but it refers to {reference[:60]!r}: no "
+                "run wrote it, or somebody changed it. Use the file that the run wrote."
+            )
         if not isinstance(config, DictConfig):
             raise DataError(f"Expected {self.config} to hold settings by name, but it does not.")
         return config
@@ -128,6 +145,36 @@ class RunFolder:
         root = Path(checkpoint).expanduser().resolve().parent.parent
         of_stage = root.parent.name == "stages" and not (root / "config.yaml").exists()
         return cls(root, root.parent.parent if of_stage else None)
+
+
+def read_text(path: Path, most: int) -> str:
+    """A file of the run's as text.
+
+    Raises:
+        DataError: it is not there, no file, larger than `most` bytes, or no UTF-8.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"Expected {path} to be a file, but it is none.")
+        if path.stat().st_size > most:
+            raise DataError(f"Expected {path} to be of at most {most:,} bytes, but it has {path.stat().st_size:,}.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Expected a file of the run in {path}, but reading it failed: {error}") from error
+
+
+def _alias_or_tag(event: yaml.Event) -> str:
+    """What a piece of YAML refers to: another place, which a few of can make any size of, or a type; "" for what is plain."""
+    return f"*{event.anchor}" if isinstance(event, yaml.AliasEvent) else getattr(event, "tag", None) or ""
+
+
+def _interpolation(value: Any) -> str:
+    """The first reference to something else among settings, such as "${oc.env:HOME}"; "" where there is none."""
+    if isinstance(value, Mapping):
+        return next(filter(None, map(_interpolation, [*value, *value.values()])), "")
+    if isinstance(value, list):
+        return next(filter(None, map(_interpolation, value)), "")
+    return value if isinstance(value, str) and "${" in value else ""
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from mllt.checkpoint import FORMAT, KEY, plain_values, read_checkpoint
+from mllt.checkpoint_parts import check_continuable, check_parts, no_larger_than
 from mllt.data.base import LongTailedDataModule
 from mllt.data.images import eval_pipeline
 from mllt.data.sources import Batch, PairedBatch
@@ -553,6 +554,10 @@ class LongTailedModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The trainer is about to load a checkpoint: method and network must be the same, and to go on training the recipe."""
         training = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if training:
+            check_continuable(checkpoint, *self._progress_made())
+        else:
+            check_parts(checkpoint, "the checkpoint")
         self.check_checkpoint(checkpoint, training=training)
         theirs = checkpoint.get(KEY, {}).get("stage", self.stage)
         if not training and self._stage is None:
@@ -574,6 +579,17 @@ class LongTailedModule(L.LightningModule):
         world, rank = self.trainer.world_size, self.trainer.global_rank
         sums = {name: parts[rank] if len(parts) == world else parts.sum(0) * (rank == 0) for name, parts in of_devices.items()}
         self.load_epoch_sums(sums)
+
+    def _progress_made(self) -> tuple[dict[str, Any], list[Tensor]]:
+        """What a checkpoint of this run would hold now of loops, optimizer and schedule; and the optimizer's parameters."""
+        made: dict[str, Any] = {"loops": {"fit_loop": self.trainer.fit_loop.state_dict()}}
+        configured = self.configure_optimizers()
+        if not isinstance(configured, dict):  # what a subclass may give in its place
+            return made, []
+        optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+        made["optimizer_states"] = [{"param_groups": optimizer.state_dict()["param_groups"]}]
+        made["lr_schedulers"] = [scheduler.state_dict()]
+        return made, [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def check_checkpoint(self, checkpoint: dict[str, Any], *, training: bool) -> None:
         """Raise `CheckpointError` unless a checkpoint is of this method and network, and to go on `training` of this recipe."""
@@ -641,16 +657,19 @@ class LongTailedModule(L.LightningModule):
             if name not in (known := argument_names(cls)):
                 raise ArgumentError(f"{cls.__name__} has no argument {name!r}. {did_you_mean(name, known)}")
         ours = checkpoint[KEY]
-        # Weights come from the checkpoint: nothing pretrained is fetched again.
+        # Weights come from the checkpoint: nothing pretrained is fetched, and no other file read.
         try:
-            arguments = {**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), "pretrained": False}
+            arguments = {**checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY], "pretrained": False}
+            options = arguments.get("network_options") or {}
+            arguments["network_options"] = {k: v for k, v in options.items() if k != "checkpoint_path"} or None
             arguments.update(class_names=ours.get("class_names"), preprocessing=ours.get("preprocessing"))
-            module = cls(**{**arguments, **overrides})
-            module.restore(ours.get("stage"), checkpoint["state_dict"], strict=strict)
-        except (TypeError, KeyError, RuntimeError, AttributeError, MlltError) as error:
+            with no_larger_than(checkpoint["state_dict"]):
+                module = cls(**{**arguments, **overrides})
+                module.restore(ours.get("stage"), checkpoint["state_dict"], strict=strict)
+        except Exception as error:  # values that no run has may fail anywhere
             if isinstance(error, MlltError) and overrides:  # the caller's mistake, not the file's
                 raise
-            raise CheckpointError(f"Expected {path} to fit {cls.__name__}, but it does not: {error}") from error
+            raise CheckpointError(f"Expected {path} to fit {cls.__name__}, but it does not: {error!s:.2000}") from error
         device = next(iter(checkpoint["state_dict"].values())).device
         return module.to(device).eval()
 

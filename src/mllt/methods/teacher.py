@@ -16,9 +16,6 @@ from mllt.methods.base import LongTailedModule, load_checkpoint
 from mllt.metrics import ensemble_logits
 from mllt.networks import ExpertNetwork, build_network
 
-#: arguments of methods that name another run's checkpoint, in place of a stage of their own; remembered as `origin` tells it
-GIVEN_BY_PATH = ("teacher", "features")
-
 _SETTINGS = ("network", "num_experts", "shared", "width", "head", "scale", "network_options")
 
 
