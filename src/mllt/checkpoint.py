@@ -183,6 +183,10 @@ def _check_archive(path: Path, *, whole: bool) -> None:
     _check_names(path, values)
 
 
+#: The mark of a folder in an archive. What an entry with it holds is not read by torch, which gives whatever its memory held.
+_A_FOLDER = 0x10
+
+
 def _check_directory(archive: zipfile.ZipFile, path: Path) -> None:
     """Every entry once, within the file and not compressed: nothing grows when it is read, or is something else to torch."""
     entries = archive.infolist()
@@ -192,6 +196,7 @@ def _check_directory(archive: zipfile.ZipFile, path: Path) -> None:
         and len(roots) == 1
         and not archive.comment
         and all(entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size for entry in entries)
+        and not any(entry.external_attr & _A_FOLDER for entry in entries)
         and sum(entry.file_size for entry in entries) <= path.stat().st_size
         and sum(entry.filename.endswith("/data.pkl") for entry in entries) == 1
     )

@@ -24,7 +24,7 @@ KEY = "mllt"
 #: arguments of methods that name another run's checkpoint, in place of a stage of their own; remembered as `origin` tells it
 GIVEN_BY_PATH = ("teacher", "features")
 #: Values in a checkpoint, and how deep they are nested: far beyond what any run has.
-MOST_VALUES = 5_000_000
+MOST_VALUES = 2_000_000
 DEEPEST = 64
 #: Pixels of the square that pictures are brought to.
 LARGEST_PICTURE = 4096
@@ -180,6 +180,7 @@ _PARTS: dict[str, tuple[bool, str, Test]] = {
         f"one of {', '.join(TEST_PRIORS)}, or numbers",
         lambda value: value is None or value in TEST_PRIORS if not isinstance(value, list) else _list_of(_number)(value),
     ),
+    "hyper_parameters.test_prior_factor": (False, "a number", _number),
     **{f"hyper_parameters.{name}": (False, "no file", lambda value: not _is_file(value)) for name in GIVEN_BY_PATH},
     "hyper_parameters.network_options": (False, "options by name", _or_none(_table)),
     "pytorch-lightning_version": (False, "a version from 2 on", _lightning),
@@ -304,7 +305,7 @@ class no_larger_than(TorchDispatchMode):
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         size = sum(weight.numel() * weight.element_size() for weight in weights.values())
-        self.bytes_left, self.tensors_left = 2**30 + 8 * size, 10_000 + 64 * len(weights)
+        self.bytes_left, self.tensors_left = 2**27 + 8 * size, 10_000 + 64 * len(weights)
         self.what = f"{len(weights):,} weight{'' if len(weights) == 1 else 's'} of {size:,} bytes"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
