@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mllt.errors import DataError, MlltError
+from mllt.errors import DataError, MlltError, printable
 
 if TYPE_CHECKING:
     from mllt.reporting.layout import Layout
@@ -66,7 +66,7 @@ def main() -> None:
     except MlltError as error:
         if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -108,7 +108,7 @@ def report(paths: str | Path | Sequence[str | Path], output: str | Path | None =
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            (folder / name).write_text(printable(text), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise DataError(
             f"Cannot write the report to {folder}: {error.strerror or error}. Name another folder by --output FOLDER."

@@ -150,3 +150,23 @@ def test_problems_unfinished_runs_and_notes_are_shown_as_text(seen):
     assert 'reconstructed where nothing is public: a <detail> & "another".' in text
     assert "AutoAugment + Cutout" in text
     assert "Does the published table agree with itself?" not in text
+
+
+def test_nothing_of_a_page_full_of_hostile_texts_runs_or_is_asked_for(browser, real, tmp_path):
+    from tests.reporting.test_hostile_results import EVIL, make
+
+    written = make(real, tmp_path / "runs")
+    page = browser.new_page()
+    asked, happened = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("dialog", lambda dialog: (happened.append(dialog.message), dialog.dismiss()))
+    page.on("pageerror", lambda error: happened.append(str(error)))
+    address = (written.folder / "report.html").as_uri()
+    page.goto(address, wait_until="load")
+    assert page.evaluate("window.pwned") is None
+    assert page.title() == "Report"
+    assert happened == []
+    assert [url for url in asked if not url.startswith("data:")] == [address]
+    assert page.evaluate("document.querySelectorAll('script, img, iframe, object, embed').length") == 0
+    assert EVIL[0] in page.inner_text("body")
+    page.close()

@@ -137,12 +137,17 @@ def _inline(text: str, key: str) -> str:
     svg = text[text.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
-    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{key}-", svg)
-    svg = re.sub(r"font: (?:(\d+) )?([\d.]+px) [^;\"]*", r"font-size: \2", svg)
+    return re.sub(r"<[^<>]+>", lambda tag: _themed(tag[0], key), svg).strip()
+
+
+def _themed(tag: str, key: str) -> str:
+    """A tag of an SVG with the page's colours, font and names; what is written between tags stays what it is."""
+    tag = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\g<1>"', tag)
+    tag = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{key}-", tag)
+    tag = re.sub(r"font: (?:(\d+) )?([\d.]+px) [^;\"]*", r"font-size: \2", tag)
     for colour, name in _COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return svg.strip()
+        tag = tag.replace(colour, f"var(--{name})")
+    return tag
 
 
 # ---------------------------------------------------------------------------------------------------------------

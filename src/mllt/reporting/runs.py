@@ -17,14 +17,16 @@ from omegaconf.errors import OmegaConfBaseException
 from mllt.callbacks.loggers import read_rows
 from mllt.errors import ArgumentError, DataError
 from mllt.reporting.checks import check_config, read_results
-from mllt.results import RunFolder, plural
+from mllt.results import MOST_SETTINGS, RunFolder, plural, read_text
 
 #: The sections that make a `config.yaml` one of ours: other programs keep files of that name, too.
 _OURS = {"data", "method", "network", "trainer", "seed"}
 #: What lies in a run's folder beside further runs: nothing in these is a run of its own.
 _OF_A_RUN = {"stages", "checkpoints", "evaluations", "report", "wandb", "tensorboard", "lightning_logs"}
 #: What can go wrong with a `metrics.csv` that something else wrote, or that was cut or overwritten.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error)
+#: Bytes of a `results.json` or a `metrics.csv`; those of the largest data sets and the longest runs have a few million.
+MOST_RESULTS = 2**26
 Curves = list[tuple[str, dict[int, dict[str, float]]]]
 
 
@@ -117,7 +119,12 @@ class Run:
 
 def _numbers(path: Path) -> dict[int, dict[str, float]]:
     """The rows of a `metrics.csv`, every value a number; raises one of `_UNREADABLE` where it holds anything else."""
-    return {epoch: {name: float(value) for name, value in row.items()} for epoch, row in read_rows(path).items()}
+    if path.exists():
+        read_text(path, MOST_RESULTS)
+    rows = {epoch: {name: float(value) for name, value in row.items()} for epoch, row in read_rows(path).items()}
+    if any(1e100 < abs(number) < float("inf") for epoch, row in rows.items() for number in (epoch, *row.values())):
+        raise ValueError("numbers beyond what can be drawn")
+    return rows
 
 
 @dataclass
@@ -207,8 +214,12 @@ def _by_class(runs: Sequence[Run]) -> list[Run]:
 
 def _has_settings(folder: Path) -> bool:
     """Whether the `config.yaml` of a folder is one of ours."""
+    path = folder / "config.yaml"
     try:
-        text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
+        if not path.is_file():  # nor a pipe, which would be waited for
+            return False
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MOST_SETTINGS)
     except OSError:
         return False
     tops = {line.split(":")[0] for line in text.splitlines() if line and not line[0].isspace()}
@@ -259,8 +270,8 @@ def _read_results(folder: RunFolder) -> dict[str, Any] | None:
     if not folder.results.exists():
         return None
     try:
-        return read_results(folder.results.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_results(read_text(folder.results, MOST_RESULTS))
+    except ValueError as error:
         raise DataError(f"its results.json cannot be read: {error}") from error
 
 

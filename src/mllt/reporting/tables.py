@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Sequence
 from html import escape
@@ -12,7 +13,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from mllt.errors import printable
 from mllt.reporting.groups import Group, network_title
 from mllt.reporting.layout import MORE, Layout, Row, Stat, caption, findings, more
 from mllt.reporting.published import GROUPS, Check, Published
@@ -73,13 +76,15 @@ def line(layout: Layout, row: Row, *, sources: bool = False) -> list[str]:
 
 def to_terminal(layout: Layout) -> Table:
     """The table for a terminal."""
-    table = Table(title=layout.experiment.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    # Text as such: a plain string would be read as rich's own markup
+    title = Text(printable(layout.experiment.title), style="bold")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for number, name in enumerate(header(layout)):
         table.add_column(name.replace(" ", "\n"), justify="left" if number == 0 else "right", no_wrap=True, vertical="bottom")
     for before, row in zip([None, *layout.rows], layout.rows, strict=False):
         if before is not None and before.method != row.method and (before.part or row.part):
             table.add_section()
-        table.add_row(*line(layout, row), style="" if row.group else "dim")
+        table.add_row(*(Text(printable(text)) for text in line(layout, row)), style="" if row.group else "dim")
     return table
 
 
@@ -89,7 +94,8 @@ def say(*things: Any) -> None:
         console = Console()
         if isinstance(thing, Table):
             console.width = max(console.width, console.measure(thing, options=console.options.update(max_width=1000)).maximum)
-        console.print(thing, highlight=False, markup=False, soft_wrap=isinstance(thing, str))
+        whole = isinstance(thing, str)
+        console.print(Text(printable(thing)) if whole else thing, highlight=False, soft_wrap=whole)
 
 
 def notes_as_lines(layout: Layout) -> list[str]:
@@ -109,12 +115,12 @@ def _star(layout: Layout) -> list[str]:
 
 
 def markdown(text: str) -> str:
-    """Text that stays text: no tag, no entity, on one line.
+    """Text that stays text: no tag, no entity, no picture, link or emphasis, on one line.
 
-    >>> markdown("<b>R&D")
-    '&lt;b&gt;R&amp;D'
+    >>> print(markdown("<b>R&D ![x](y)"))
+    &lt;b&gt;R&amp;D !\\[x\\](y)
     """
-    return escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_~#\[\]])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -140,7 +146,7 @@ def to_markdown(layouts: Sequence[Layout], checks: Sequence[Check], opening: Seq
     for layout in layouts:
         experiment = layout.experiment
         parts += [f"## {markdown(experiment.title)}", _markdown_main(layout)]
-        parts += [caption(experiment), *map(markdown, layout.remarks)]
+        parts += [markdown(caption(experiment)), *map(markdown, layout.remarks)]
         parts += [markdown_table([f"{name}: row", "settings"], meanings) for name, meanings in layout.letters]
         parts += ["\n".join(f"- [{number}] {markdown(note)}" for number, note in enumerate(layout.notes, start=1))]
         if experiment.finished:
@@ -208,6 +214,9 @@ _SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "<": "\\textless{}",
     ">": "\\textgreater{}",
     "|": "\\textbar{}",
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
     "±": "$\\pm$",
     "τ": "$\\tau$",
     "“": "``",
@@ -274,12 +283,24 @@ def to_csv(layouts: Sequence[Layout]) -> str:
         for row in layout.rows:
             common = {"experiment": layout.experiment.title, "method": row.method, "part": row.part}
             if row.group is not None:
-                writer.writerow({**common, **_csv_of_runs(layout, row)})
+                writer.writerow(_as_text({**common, **_csv_of_runs(layout, row)}))
             if row.beside is not None:
-                writer.writerow({**common, **_csv_of_published(row.beside), "differs": ", ".join(row.flags)})
+                writer.writerow(_as_text({**common, **_csv_of_published(row.beside), "differs": ", ".join(row.flags)}))
         for one in layout.others:
-            writer.writerow({"experiment": layout.experiment.title, **_csv_of_published(one)})
+            writer.writerow(_as_text({"experiment": layout.experiment.title, **_csv_of_published(one)}))
     return file.getvalue()
+
+
+def _as_text(cells: dict[str, Any]) -> dict[str, Any]:
+    """Cells that a spreadsheet takes for what they are: a text that it would run as a formula begins with an apostrophe.
+
+    >>> _as_text({"name": "=1+1", "all_mean": "57.7", "epochs": 200})
+    {'name': "'=1+1", 'all_mean': '57.7', 'epochs': 200}
+    """
+    return {
+        name: f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+        for name, value in cells.items()
+    }
 
 
 def _csv_of_runs(layout: Layout, row: Row) -> dict[str, Any]:
