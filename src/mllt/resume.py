@@ -148,8 +148,8 @@ def epochs_done(checkpoint: dict[str, Any], path: Path) -> int:
         return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"Expected a checkpoint to go on from, but {path} does not tell how far its training was; it may hold a model "
-            f"only. Choose the {RunFolder.of_checkpoint(path).last.name} of a run."
+            f"Expected a checkpoint to go on from, but the `loops` of {path} do not tell how far its training was; it may hold "
+            f"a model only. Choose the {RunFolder.of_checkpoint(path).last.name} of a run."
         ) from error
 
 

@@ -16,8 +16,12 @@ from mllt.checkpoint import read_checkpoint
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """A copy of the trained run that a test may write into."""
-    return shutil.copytree(trained, tmp_path / "run")
+    """A copy of the trained run that a test may write into, with its last checkpoint only: there is none to fall back on."""
+    copy = shutil.copytree(trained, tmp_path / "run")
+    for path in (copy / "checkpoints").iterdir():
+        if path.name != "last.ckpt":
+            path.unlink()
+    return copy
 
 
 @pytest.fixture

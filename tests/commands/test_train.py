@@ -63,7 +63,7 @@ def test_a_model_alone_is_nothing_to_go_on_from(mllt_command, trained, tmp_path)
         f"output_dir={tmp_path / 'run'}",
     )
     assert done.status == 2
-    assert "does not tell how far its training was" in done.err
+    assert "do not tell how far its training was" in done.err
 
 
 def test_results_say_what_was_trained_and_what_came_out(trained):
@@ -228,7 +228,7 @@ def test_nothing_left_to_train_is_an_error_and_a_test_that_is_missing_is_made_up
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "there is none at"), (b"", "cut off or damaged"), (b"no checkpoint", "damaged or holds something else")],
+    [(None, "there is none at"), (b"", "it is empty"), (b"no checkpoint", "it is a text")],
 )
 def test_a_checkpoint_to_go_on_from_that_does_not_load_is_named(mllt_command, tmp_path, content, said):
     path = tmp_path / "broken.ckpt"
