@@ -92,7 +92,7 @@ def run_with_kills(
             process = subprocess.Popen(arguments, stdout=file, stderr=file, env=_environment(), start_new_session=True)
         killed.starts += 1
         left = kills - killed.kills
-        if left and _is_killed(process, folder, rng, training_seconds / (kills + 1)):
+        if left and _is_killed(process, folder, rng, 0.6 * training_seconds / (kills + 1)):  # not to be done before the last
             killed.kills += 1
             killed.hit[where(folder)] += 1
             continue

@@ -45,6 +45,9 @@ def test_a_run_breaks_off_within_an_epoch_and_goes_on_to_the_same_bits(settings,
     done = mllt_command(*command, f"output_dir={parts}")
     assert done.status == 0, done.err
     assert differences(whole, parts) == []
+    (parts / "results.json").unlink()  # as when it was killed between the last epoch and the test
+    assert mllt_command(*command, f"output_dir={parts}").status == 0
+    assert differences(whole, parts) == []
 
 
 @pytest.fixture

@@ -41,6 +41,19 @@ from mllt.optim import MovingAverage, check_schedule, check_sgd, epoch_schedule,
 from mllt.version import __version__
 
 
+class AveragedWeights(WeightAveraging):
+    """Lightning's, which gives the module the average when training ends; also where nothing was left to train."""
+
+    _trained = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._trained = True
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._trained:
+            self._copy_average_to_current(pl_module)
+
+
 class LongTailedModule(L.LightningModule):
     """A network of N experts, trained by SGD on long-tailed images, evaluated before and after compensation.
 
@@ -526,7 +539,7 @@ class LongTailedModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         decay = self.hparams["ema_decay"]
-        return [] if decay is None else [WeightAveraging(avg_fn=MovingAverage(decay))]
+        return [] if decay is None else [AveragedWeights(avg_fn=MovingAverage(decay))]
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 
