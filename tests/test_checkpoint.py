@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from mllt import MutualLTModule, load_checkpoint
-from mllt.checkpoint import FORMAT, KEY, plain_values, read_checkpoint
+from mllt.checkpoint import FORMAT, KEY, export_model, plain_values, read_checkpoint
 from mllt.errors import ArgumentError, CheckpointError
 
 pytestmark = [
@@ -66,6 +66,21 @@ def test_a_real_checkpoint_holds_tensors_and_plain_values_only(trained):
 
 def test_a_path_may_be_a_string(trained):
     assert read_checkpoint(str(trained))["epoch"] == read_checkpoint(trained)["epoch"]
+
+
+def test_the_same_model_is_exported_to_the_same_bytes(trained, tmp_path):
+    def of_other_texts(value):
+        """Equal, but made of texts that are not the same objects, as after going on."""
+        if isinstance(value, dict):
+            return {of_other_texts(key): of_other_texts(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [of_other_texts(item) for item in value]
+        return "".join(list(value)) if isinstance(value, str) else value
+
+    torch.save(of_other_texts(torch.load(trained, weights_only=True)), tmp_path / "other.ckpt")
+    first = export_model(trained, tmp_path / "first" / "model.ckpt")
+    assert export_model(tmp_path / "other.ckpt", tmp_path / "second" / "model.ckpt") == first
+    assert "optimizer_states" not in read_checkpoint(tmp_path / "first" / "model.ckpt")
 
 
 @pytest.mark.parametrize("where", ["beside the weights", "in the hyper-parameters", "alone", "in an old-style file"])

@@ -103,7 +103,8 @@ def _read(path: str | Path, map_location: Any = "cpu", *, mapped: bool = False) 
 def export_model(checkpoint: str | Path, output: str | Path) -> dict[str, Any]:
     """Write what predicts, without what only training needs, and its SHA-256 beside it: to publish, or to deploy.
 
-    The result loads as any checkpoint of ours, and `sha256sum -c OUTPUT.sha256` checks it; so does `read_checkpoint`.
+    The same model gives the same bytes. The result loads as any checkpoint of ours, and `sha256sum -c OUTPUT.sha256` checks it;
+    so does `read_checkpoint`.
 
     Args:
         checkpoint: a checkpoint of ours.
@@ -121,11 +122,22 @@ def export_model(checkpoint: str | Path, output: str | Path) -> dict[str, Any]:
     model = {name: whole[name] for name in kept if name in whole}
     model[KEY] = {name: value for name, value in model[KEY].items() if name != "epoch_sums"}
     with written_whole(output, "wb") as file:
-        torch.save(model, file)
+        torch.save(_afresh(model, {}), file)
     digest = sha256_of(output)
     with written_whole(_digest_of(output)) as file:
         file.write(f"{digest}  {output.name}\n")
     return {"bytes": output.stat().st_size, "sha256": digest}
+
+
+def _afresh(value: Any, texts: dict[str, str]) -> Any:
+    """A value made anew, equal texts being one: pickled, what is equal is then the same bytes, wherever it came from."""
+    if isinstance(value, str):
+        return texts.setdefault(value, value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone(memory_format=torch.contiguous_format)
+    if isinstance(value, Mapping):
+        return {_afresh(key, texts): _afresh(item, texts) for key, item in value.items()}
+    return type(value)(_afresh(item, texts) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _digest_of(path: Path) -> Path:

@@ -100,7 +100,10 @@ def test_two_processes_end_with_the_same_weights_as_one(runs):
 def test_one_folder_holds_the_run_and_the_table_is_printed_once(runs):
     folder, done = runs
     files = {str(path.relative_to(folder / "2")) for path in (folder / "2").rglob("*") if path.is_file()}
-    assert files == {"config.yaml", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "results.json"}
+    checkpoints = {
+        f"checkpoints/{name}" for name in ("last.ckpt", "previous.ckpt", "best.ckpt", "model.ckpt", "model.ckpt.sha256")
+    }
+    assert files == {"config.yaml", *checkpoints, "metrics.csv", "results.json"}
     assert done.stdout.count("Everything lies in") == 1
     assert done.stdout.count("training images in 10 classes") == 1
     assert "sync_dist" not in done.stderr

@@ -143,10 +143,10 @@ def test_the_digest_tells_one_choice_of_images_from_another(mllt_command, tmp_pa
 def test_a_sweep_that_grows_finds_the_runs_that_are_there(mllt_command, tmp_path):
     sweep = (*ONE[2:], "trainer.max_epochs=1", "resume=auto", f"output_dir={tmp_path / 'sweep'}")
     assert mllt_command("train", "-m", "method=cross_entropy,balanced_softmax", "seed=0", *sweep).status == 0
-    before = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/checkpoints")}
+    before = {path.parts[-3]: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/checkpoints/last.ckpt")}
     methods = "method=cross_entropy,ldam_drw,balanced_softmax"
     assert mllt_command("train", "-m", methods, "seed=0,1", *sweep).status == 0
-    after = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/checkpoints")}
+    after = {path.parts[-3]: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/checkpoints/last.ckpt")}
     assert len(before) == 2
     assert len(after) == 6
     assert {name: after[name] for name in before} == before, "nothing was trained again"

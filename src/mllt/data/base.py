@@ -109,7 +109,8 @@ class TrainLoader(QuietLoader):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # Begun with the first batch, its processes, too: when a run goes on, Lightning asks for this before it tells the epoch
-        self._handed_out = self.sampler.taken * self.sampler.accumulate
+        taken = getattr(self.sampler, "taken", 0)  # of another sampler, the data set tells
+        self._handed_out = taken * self.sampler.accumulate if taken else 0
         for batch in super().__iter__():
             self._handed_out += 1
             yield batch
