@@ -28,9 +28,9 @@ def cut(stage, epochs, batches):
     "settings",
     [
         ("data.num_workers=0",),
-        ("data.num_workers=2",),
-        ("trainer.accumulate_grad_batches=2", "data.val_fraction=0.2"),
-        ("optimizer.ema_decay=0.9", "data.val_fraction=0.2"),
+        pytest.param(("data.num_workers=2",), marks=pytest.mark.slow),
+        pytest.param(("trainer.accumulate_grad_batches=2", "data.val_fraction=0.2"), marks=pytest.mark.slow),
+        pytest.param(("optimizer.ema_decay=0.9", "data.val_fraction=0.2"), marks=pytest.mark.slow),
         ("trainer.accumulate_grad_batches=2", "optimizer.ema_decay=0.9", "data.num_workers=2", "data.val_fraction=0.2"),
     ],
     ids="+".join,
@@ -73,7 +73,9 @@ def damage(path, kind):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["cut off", "empty", "garbage", "one bit"])
+@pytest.mark.parametrize(
+    "kind", ["cut off", "one bit", *(pytest.param(k, marks=pytest.mark.slow) for k in ("empty", "garbage"))]
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from(kind, mllt_command, broken_off, tmp_path):
     last, previous = broken_off / "checkpoints" / "last.ckpt", broken_off / "checkpoints" / "previous.ckpt"
     damage(last, kind)
