@@ -8,6 +8,7 @@ import pytest
 from benchmarks.crash import differences
 from tests.commands.break_off import PowerCut
 
+from mllt.callbacks import MetricsCSV
 from mllt.checkpoint import read_checkpoint
 
 SHORT = (
@@ -147,3 +148,22 @@ def test_a_disk_that_fills_up_ends_the_run_with_the_last_good_checkpoint(mllt_co
     assert mllt_command(*command).status == 0
     assert mllt_command("train", *SHORT, f"output_dir={tmp_path / 'whole'}").status == 0
     assert differences(tmp_path / "whole", small_disk / "run") == []
+
+
+def test_a_power_cut_between_an_epochs_checkpoint_and_its_curves_loses_no_row(mllt_command, tmp_path, monkeypatch):
+    command = ("train", *SHORT[:3], "batch_size=64", "network.num_experts=1")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert mllt_command(*command, f"output_dir={whole}").status == 0
+
+    def before_the_second_row(self):
+        if "train/loss" in self._rows.get(2, {}):
+            raise PowerCut
+        written(self)
+
+    written = MetricsCSV.save
+    monkeypatch.setattr(MetricsCSV, "save", before_the_second_row)
+    with pytest.raises(PowerCut):
+        mllt_command(*command, f"output_dir={parts}")
+    monkeypatch.undo()
+    assert mllt_command(*command, f"output_dir={parts}").status == 0
+    assert differences(whole, parts) == []
