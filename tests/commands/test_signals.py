@@ -13,6 +13,8 @@ import pytest
 from benchmarks.crash import differences
 from tests.commands.conftest import SMALL
 
+from mllt.checkpoint import read_checkpoint
+
 #: Long enough that a signal comes in between, short enough to be gone through.
 LONG = (*SMALL[:1], "method=cross_entropy", "trainer.max_epochs=30", "schedule.warmup_epochs=1", "batch_size=107", "threads=1")
 
@@ -39,7 +41,8 @@ def wait_for(path, process):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_ends_the_run_with_its_status_and_the_same_command_goes_on(number, tmp_path):
     run = tmp_path / "run"
-    process = start(tmp_path, run, "trainer.max_epochs=100000", "schedule=constant")
+    # A checkpoint after 50 of the 107 steps of the first epoch; the signal comes after that
+    process = start(tmp_path, run, "trainer.max_epochs=1000", "schedule=constant", "batch_size=3", "checkpoints.every_steps=50")
     try:
         wait_for(run / "checkpoints" / "last.ckpt", process)
         process.send_signal(number)
@@ -49,7 +52,8 @@ def test_a_signal_ends_the_run_with_its_status_and_the_same_command_goes_on(numb
     assert process.returncode == 128 + number
     assert "Traceback" not in err
     last = err.strip().splitlines()[-1]
-    assert last.startswith(f"Stopped by {number.name} in epoch ")
+    assert last.startswith(f"Stopped by {number.name} in epoch 1")
+    assert 50 < read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] < 100, "what came after it is saved, too"
     assert f"saved in {run / 'checkpoints' / 'last.ckpt'}. Go on by the same command with output_dir={run}" in last
     assert not (run / "run.lock").exists()
 
