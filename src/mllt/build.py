@@ -213,7 +213,7 @@ def make_trainer(what: str, **arguments: Any) -> L.Trainer:
     quiet_lightning()
     try:
         trainer = L.Trainer(**arguments, enable_model_summary=False)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, MisconfigurationException) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, MisconfigurationException) as error:
         raise ArgumentError(f"{what} do not fit: {' '.join(str(error).split())}") from error
     check_processes(what, trainer)
     if trainer.strategy.root_device.type == "cpu":
@@ -295,6 +295,7 @@ def check_start(config: DictConfig) -> None:
     if missing:
         raise ArgumentError(f"Expected a choice for `{missing[0]}`, but there is none. Type {missing[0]}=... (see --help).")
     check_seed("seed", config.seed)
+    check_integer("trainer.max_epochs", config.trainer.max_epochs, 1)
 
 
 def remarks(config: DictConfig) -> list[str]:

@@ -81,7 +81,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
                 "launcher=submitit_local or launcher=joblib."
             )
         # Hydra's own complaints may be plain ValueErrors
-        hydras = isinstance(error, ValueError) and job is None
+        hydras = isinstance(error, (ValueError, TypeError)) and job is None
         if wants_trace or not (hydras or isinstance(error, _USERS_MISTAKES)):
             if job is not None and job[0] != os.getpid():
                 print(f"In a job of the sweep:\n{job[1]}", file=sys.stderr)
@@ -294,6 +294,8 @@ def _explain(error: Exception, config_name: str) -> str:
         wrong = re.search(r"Could not (?:override|append to config|delete from config).*?'([^'=]+)", str(error))
         if wrong:
             return _explain_key(wrong.group(1).split("@")[0], str(error), config_name)
+    if isinstance(error, TypeError):
+        return f"Cannot read the command line ({error}). A group is chosen by one name, such as network=resnet20 (see --help)."
     if isinstance(error, OverrideParseException):
         return (
             f"Cannot read {error.override!r}. Settings are typed key=value, without spaces around `=`; a value with spaces or "

@@ -111,11 +111,13 @@ def check_bool(name: str, value: Any) -> bool:
 def check_integer(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
     """Return `value` as an int if it is a whole number within the bounds (both included), else raise `ArgumentError`.
 
-    Whole numbers of any type will do, also NumPy's; a float is none.
+    Whole numbers of any type will do, also NumPy's; a float is none. They must be ones that tensors can hold, of 64 bits.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ArgumentError(f"Expected `{name}` to be a whole number{_bounds(minimum, maximum)}, but got {value!r}.")
     number = int(value)
+    if number.bit_length() > 63:
+        raise ArgumentError(f"Expected `{name}` to be a whole number of at most 64 bits, but it has {number.bit_length() + 1}.")
     if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
         raise ArgumentError(f"Expected `{name}` to be a whole number{_bounds(minimum, maximum)}, but got {number}.")
     return number

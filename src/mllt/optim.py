@@ -45,7 +45,7 @@ def parameter_groups(
         name = name.replace("_fsdp_wrapped_module.", "")  # of a part of the network that is sharded
         if not parameter.requires_grad:
             continue
-        decay = weight_decay if decay_norm_and_bias or parameter.ndim >= 2 else 0.0
+        decay = float(weight_decay) if decay_norm_and_bias or parameter.ndim >= 2 else 0.0
         factor = 1.0 if lr_factor is None else lr_factor(name)
         group = groups.setdefault((decay, factor), {"params": [], "weight_decay": decay})
         group["params"].append(parameter)

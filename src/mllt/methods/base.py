@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -708,6 +708,8 @@ def _portable_prior(prior: str | Sequence[float] | Tensor | None, counts: Tensor
 
 def check_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
     """C names as plain strings; the class numbers for None."""
+    if isinstance(class_names, (str, Mapping)) or not isinstance(class_names, (Iterable, type(None))):
+        raise ArgumentError(f"Expected `class_names` to be a list of {num_classes} names, but got {class_names!r:.100}.")
     names = [str(label) for label in range(num_classes)] if class_names is None else [str(name) for name in class_names]
     if len(names) != num_classes:
         raise ArgumentError(f"Expected `class_names` to hold {num_classes} names, one per class, but got {len(names)}.")

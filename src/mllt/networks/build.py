@@ -17,7 +17,8 @@ from mllt.networks.heads import make_head
 
 NETWORKS = (*resnet_cifar.BLOCKS_PER_STAGE, *resnet.LAYOUTS)
 REDUCED_WIDTH = 0.75
-MAX_WIDTH = 8  # a guard against 75 for 0.75, which would ask for more memory than there is
+MAX_WIDTH = 8  # guards against 75 for 0.75, and against a seed for a number, which would ask for more memory than there is
+MAX_EXPERTS = 100
 
 
 def build_network(
@@ -37,7 +38,7 @@ def build_network(
     Args:
         name: one of `NETWORKS`, or "timm/<model>" for a network of timm.
         num_classes: C, at least 1.
-        num_experts: N, at least 1.
+        num_experts: N, at least 1, at most 100.
         shared: the last stage that the experts share: "none" (N separate networks), "stem", "stage1", ... (a timm ViT:
             "block1", ...), up to the last stage (all but late norms, pooling and the head). None is RIDE's choice: "stage1"
             for a CIFAR ResNet, "stage2" for the larger ResNets; for timm, the first half of the stages.
@@ -61,7 +62,7 @@ def build_network(
     >>> network.stage_names, [name for name, _ in network.trunk.named_children()], network.feature_dim
     (('stem', 'stage1', 'stage2', 'stage3'), ['stem', 'stage1'], 48)
     """
-    num_experts = check_integer("num_experts", num_experts, 1)
+    num_experts = check_integer("num_experts", num_experts, 1, MAX_EXPERTS)
     architecture = _find(name, pretrained, options)
     shared_stages = _count_shared(architecture, shared)
     if width is None:
