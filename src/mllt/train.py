@@ -53,13 +53,12 @@ def train_in(config: DictConfig, folder: RunFolder) -> float:
     """`train` in a folder that is this run's alone."""
     import lightning as L
     import torch
-    from hydra.core.hydra_config import HydraConfig
 
-    from mllt.build import absolute_paths, build_data, build_module, plain, remarks
+    from mllt.build import absolute_paths, build_data, build_module, plain
     from mllt.callbacks import Provenance
     from mllt.checkpoint import export_model
     from mllt.errors import check_integer
-    from mllt.recipes import settle_recipe, untuned
+    from mllt.recipes import settle_recipe
     from mllt.results import git_commit
     from mllt.resume import earlier_checkpoints, where_to_start
 
@@ -74,15 +73,11 @@ def train_in(config: DictConfig, folder: RunFolder) -> float:
     module = build_module(config, data, earlier_checkpoints(config, folder))
     made_by = Provenance(git_commit(), {"seed": config.seed, "batch_size": config.batch_size})
     first, resume = where_to_start(config, folder, module, made_by)
-    rule = config.evaluation
-    tail = data.summary(rule.many_above, rule.few_below, inclusive=rule.shot_edges_inclusive)
-    source = f" ({config.recipe_source})" if config.recipe_source else ""
-    recipe = [] if config.recipe == "paper" else [f"Recipe: {config.recipe}{source}."]
-    choices = HydraConfig.get().runtime.choices
-    notes = [*remarks(config), *untuned(choices["experiment"], choices["method"])]
-    done = f"Going on with stage {module.stages()[first].name}: what comes before it is done." if first else ""
-    onward = [f"Going on from {resume}." if resume is not None else done] if first or resume is not None else []
-    opening = [tail, *recipe, *(f"Note: {note}" for note in notes), *onward]
+    opening = opening_lines(config, data)
+    if resume is not None:
+        opening.append(f"Going on from {resume}.")
+    elif first:
+        opening.append(f"Going on with stage {module.stages()[first].name}: what comes before it is done.")
     for number in range(first, len(module.stages())):
         trainer, validated = run_stage(config, folder, module, data, number, resume, opening, made_by)
         resume, opening = None, []
@@ -91,6 +86,22 @@ def train_in(config: DictConfig, folder: RunFolder) -> float:
         results["model"] = {"file": str(folder.relative(folder.model)), **export_model(folder.last, folder.model)}
         report(results, folder)
     return float(results["test"]["ensemble"]["compensated"]["all"] if validated is None else validated)
+
+
+def opening_lines(config: DictConfig, data: LongTailedDataModule) -> list[str]:
+    """What a run says before it begins: of its data and recipe, and what is to be noted."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from mllt.build import remarks
+    from mllt.recipes import untuned
+
+    rule = config.evaluation
+    tail = data.summary(rule.many_above, rule.few_below, inclusive=rule.shot_edges_inclusive)
+    source = f" ({config.recipe_source})" if config.recipe_source else ""
+    recipe = [] if config.recipe == "paper" else [f"Recipe: {config.recipe}{source}."]
+    choices = HydraConfig.get().runtime.choices
+    notes = [*remarks(config), *untuned(choices["experiment"], choices["method"])]
+    return [tail, *recipe, *(f"Note: {note}" for note in notes)]
 
 
 def run_stage(
