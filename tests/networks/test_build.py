@@ -182,7 +182,7 @@ def test_channels_last_stays_and_gives_the_same_logits():
         ({"name": None}, ["no network None"]),
         ({"num_classes": 0}, ["`num_classes` to be a whole number of at least 1, but got 0"]),
         ({"num_classes": "10"}, ["`num_classes`"]),
-        ({"num_experts": 0}, ["`num_experts` to be a whole number of at least 1, but got 0"]),
+        ({"num_experts": 0}, ["`num_experts` to be a whole number of at least 1 and of at most 100, but got 0"]),
         ({"num_experts": -1}, ["`num_experts`"]),
         ({"num_experts": 2.0}, ["`num_experts`"]),
         ({"shared": "stage4"}, ["`shared` to be one of", "none, stem, stage1", "'stage4'"]),

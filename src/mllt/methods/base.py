@@ -567,11 +567,10 @@ class LongTailedModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The trainer is about to load a checkpoint: method and network must be the same, and to go on training the recipe."""
         training = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        check_parts(checkpoint, "the checkpoint")
+        self.check_checkpoint(checkpoint, training=training)  # before what follows from other settings is found out
         if training:
             check_continuable(checkpoint, *self._progress_made())
-        else:
-            check_parts(checkpoint, "the checkpoint")
-        self.check_checkpoint(checkpoint, training=training)
         theirs = checkpoint.get(KEY, {}).get("stage", self.stage)
         if not training and self._stage is None:
             self._enter(theirs)
