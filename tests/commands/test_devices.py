@@ -111,6 +111,7 @@ def test_one_folder_holds_the_run_and_the_table_is_printed_once(runs):
     assert read_json(folder / "2" / "results.json")["epochs"] == 2
 
 
+@pytest.mark.slow  # as is the one on up to four
 def test_a_checkpoint_tests_to_the_same_numbers_on_one_and_two_processes(runs, tmp_path):
     """250 images on each: every one counted once, nothing padded; to the last digit."""
     folder, _ = runs

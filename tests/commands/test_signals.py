@@ -58,6 +58,7 @@ def test_a_signal_ends_the_run_with_its_status_and_the_same_command_goes_on(numb
     assert not (run / "run.lock").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     undisturbed = start(tmp_path, whole)
