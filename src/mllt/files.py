@@ -199,7 +199,7 @@ class FolderLock:
         gone = "" if here else f" If that process is gone for certain, remove {self.path}."
         return ArgumentError(
             f"Expected {self.path.parent} to be free, but {who}, is writing to it. Wait until it is done{stop}, or choose "
-            f"another output_dir.{gone}"
+            f"another folder.{gone}"
         )
 
 

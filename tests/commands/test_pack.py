@@ -252,7 +252,7 @@ def test_a_killed_packing_goes_on_where_it_was_and_begins_anew_when_pictures_cha
         if number == 3:  # meanwhile, a second one
             second = pack("shard_mb=0.004")
             assert second.status == 2
-            assert "Another process packs into" in second.err
+            assert "is writing to it. Wait until it is done" in second.err
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (shards / INDEX).exists()

@@ -30,7 +30,7 @@ from mllt.data.folder import ImageFolderLT
 from mllt.data.lists import ImageNetLT
 from mllt.data.packing import pack, verify
 from mllt.data.shards import INDEX, ShardIndex, ShardOrder, open_shards, shard_file
-from mllt.errors import ArgumentError, DataError
+from mllt.errors import ArgumentError, DataError, StorageError
 
 pytest.importorskip("litdata", reason="needs the extra shards")
 
@@ -672,7 +672,7 @@ def test_a_disk_that_fills_up_is_told_and_the_same_command_goes_on(folder, small
         return shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)
 
     monkeypatch.setattr(packing.shutil, "disk_usage", fills_up)
-    with pytest.raises(DataError, match=r"The disk of .* is full\. Make room, and type the same command again"):
+    with pytest.raises(StorageError, match=r"No space left on device .* Make room there, then type the same command again"):
         pack(module, small_disk / "out", SMALL, threads=1)
     assert not (small_disk / "out" / INDEX).exists()
     assert not (small_disk / "out" / "index.json").exists()

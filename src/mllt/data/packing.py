@@ -16,17 +16,17 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from mllt.data.images import FileSource
 from mllt.data.lists import ImageFileDataModule, blob_id, refuse
 from mllt.data.order import SHUFFLE, IntArray, permutation
 from mllt.data.shards import INDEX, VERSION, ShardIndex, Shards, require_litdata, shard_file
-from mllt.errors import ArgumentError, DataError, name_some
+from mllt.errors import ArgumentError, DataError, StorageError, name_some
+from mllt.files import FolderLock, cannot_write, written_whole
 from mllt.version import __version__
 
 #: In the folder while it is packed: the plan, the checksums of the shards that are written, and shards being written
@@ -170,7 +170,8 @@ def pack(
 
     Raises:
         ArgumentError: litdata is not installed, or the folder holds something else.
-        DataError: pictures are missing or change meanwhile, the disk is full, or what was written cannot be read back.
+        DataError: pictures are missing or change meanwhile, or what was written cannot be read back.
+        StorageError: the disk is full.
     """
     require_litdata()
     folder = Path(output).expanduser()
@@ -178,7 +179,7 @@ def pack(
     data.setup()
     plan = make_plan(data, shard_bytes)
     (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    with _alone(folder), _disk_errors(folder):
+    with _full_disks(folder), FolderLock(folder / PARTS):
         _begin(folder, plan)
         _write_shards(folder, plan, threads, tell)
         index = plan.index(_sums(folder, plan))
@@ -192,8 +193,10 @@ def pack(
                 f"What was written to {folder} is not what was read: {name_some(told)}. The disk may be failing. The same "
                 "command writes these shards again."
             )
-        _write(folder / "index.json", lambda file: file.write(_litdata_index(folder, plan).encode()))
-        _write(folder / INDEX, index.write)
+        with written_whole(folder / "index.json") as file:
+            file.write(_litdata_index(folder, plan))
+        with written_whole(folder / INDEX, "wb") as file:
+            index.write(file)
     shutil.rmtree(folder / PARTS)
     return index
 
@@ -216,25 +219,14 @@ def _check_output(folder: Path, data: ImageFileDataModule) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    try:
-        with FileLock(str(folder / PARTS / "lock"), timeout=0):
-            yield
-    except Timeout:
-        raise ArgumentError(f"Another process packs into {folder} at this moment. Wait for it, or stop it.") from None
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def _full_disks(folder: Path) -> Iterator[None]:
+    """What litdata writes may meet a full disk as well as what we write."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, StorageError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DataError(
-            f"The disk of {folder} is full. Make room, and type the same command again: it goes on with the shards that are "
-            "missing."
-        ) from error
+        raise cannot_write(folder, error) from error
 
 
 def _begin(folder: Path, plan: Plan) -> None:
@@ -246,7 +238,8 @@ def _begin(folder: Path, plan: Plan) -> None:
     if not same:
         for path in [*folder.glob("chunk-0-*.bin"), *folder.glob(f"{PARTS}/*.json"), folder / "index.json"]:
             path.unlink(missing_ok=True)
-        _write(folder / PARTS / _PLAN, lambda file: file.write(json.dumps({"digest": plan.digest}).encode()))
+        with written_whole(folder / PARTS / _PLAN) as file:
+            json.dump({"digest": plan.digest}, file)
     sizes = plan.file_sizes
     if max(sizes) > _LARGEST:
         raise DataError(f"Expected shards below 4 GiB, but one would be of {max(sizes):,} bytes. Lower `shard_mb`.")
@@ -302,10 +295,8 @@ def _write_shard(folder: Path, shard: int, files: list[tuple[FileSource, int]], 
         os.fsync(file.fileno())
     os.replace(written, folder / shard_file(shard))
     found["chunks"][0]["filename"] = shard_file(shard)
-    _write(
-        folder / PARTS / f"{shard}.json",
-        lambda file: file.write(json.dumps({"chunk": found["chunks"][0], "config": found["config"], "sums": sums}).encode()),
-    )
+    with written_whole(folder / PARTS / f"{shard}.json") as file:
+        json.dump({"chunk": found["chunks"][0], "config": found["config"], "sums": sums}, file)
     shutil.rmtree(part)
 
 
@@ -319,16 +310,6 @@ def _litdata_index(folder: Path, plan: Plan) -> str:
     """What makes of the shards one litdata data set."""
     parts = [json.loads((folder / PARTS / f"{shard}.json").read_text()) for shard in range(len(plan.firsts) - 1)]
     return json.dumps({"chunks": [part["chunk"] for part in parts], "config": parts[0]["config"]}, sort_keys=True)
-
-
-def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _in_threads(work: Callable[[int], Any], count: int, threads: int | None, done: Callable[[int, Any], None]) -> None:

@@ -16,7 +16,7 @@ import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -107,7 +107,7 @@ class ShardIndex:
             found[split["places"]] = split["paths"]
         return found
 
-    def write(self, file: BinaryIO) -> None:
+    def write(self, file: IO[Any]) -> None:
         """Write the index as NumPy's npz, whose parts carry checksums."""
         arrays = {f"{name}.{part}": split[part] for name, split in self.splits.items() for part in _ARRAYS}
         about = np.frombuffer(json.dumps({**self.about, "splits": list(self.splits)}).encode(), np.uint8)
