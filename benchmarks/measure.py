@@ -1,0 +1,122 @@
+"""Comparing two ways of doing the same, on a machine that others use, too.
+
+Both run in one process, in turns: ours, baseline, ours, baseline. What else the machine does then falls on both alike, and
+the figure to trust is the ratio of neighbours: its median, and the spread of its middle half.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+Clock = Callable[[], float]
+Work = Callable[[], object]
+
+
+def wall() -> float:
+    """Seconds that passed; what a GPU was given to do is done by then."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def cpu() -> float:
+    """Seconds of processor time of this process, over all its threads."""
+    return time.process_time()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    baseline, ours: medians, in `unit`; smaller is better. None where there is nothing to compare with.
+    ratio: median over neighbours of baseline / ours; more is better. low, high: the middle half of the ratios.
+    floor: what no program could go below here, in `unit`, and why it is known (`floor_is`).
+    target: the ratio that was asked for.
+    """
+
+    what: str
+    unit: str
+    baseline: float | None
+    ours: float
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+    floor_is: str = ""
+    target: float | None = None
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def once(work: Work, clock: Clock = wall, repeats: int = 1) -> float:
+    """Seconds of one call, the mean of `repeats` of them; the garbage collector waits meanwhile."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        began = clock()
+        for _ in range(repeats):
+            work()
+        return (clock() - began) / repeats
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def compare(
+    what: str,
+    baseline: Work,
+    ours: Work,
+    *,
+    rounds: int = 7,
+    repeats: int = 1,
+    clock: Clock = wall,
+    unit: str = "ms",
+    per: float = 1.0,
+    warm_up: int = 1,
+    floor: float | None = None,
+    floor_is: str = "",
+    target: float | None = None,
+    note: str = "",
+) -> Row:
+    """Run both in turns, `rounds` times.
+
+    Args:
+        what: the name of the line.
+        baseline, ours: calls that do the same work.
+        repeats: calls per turn, for work that is short.
+        clock: `wall` or `cpu`.
+        unit: "s", "ms" or "us".
+        per: how many things a call does, such as the images of a batch; figures are of one of them.
+        warm_up: calls of each beforehand, not timed.
+        floor: in seconds, of one call.
+    """
+    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit] / per
+    for _ in range(warm_up):
+        baseline()
+        ours()
+    pairs = [(once(baseline, clock, repeats), once(ours, clock, repeats)) for _ in range(rounds)]
+    ratios = [theirs / own for theirs, own in pairs]
+    low, _, high = quantiles(ratios, n=4) if rounds > 1 else (ratios[0],) * 3
+    return Row(
+        what=what,
+        unit=unit,
+        baseline=median(pair[0] for pair in pairs) * scale,
+        ours=median(pair[1] for pair in pairs) * scale,
+        ratio=median(ratios),
+        low=low,
+        high=high,
+        floor=None if floor is None else floor * scale,
+        floor_is=floor_is,
+        target=target,
+        note=note,
+    )
