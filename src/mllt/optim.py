@@ -63,9 +63,19 @@ def check_sgd(lr: float, momentum: float, weight_decay: float, *, nesterov: bool
         raise ArgumentError("Expected `momentum` above 0 with nesterov=true, but got 0. Set momentum=0.9 or nesterov=false.")
 
 
-def sgd(groups: list[dict[str, Any]], lr: float, momentum: float, *, nesterov: bool) -> Optimizer:
-    """`torch.optim.SGD`, with coupled weight decay (L2) as in all of the literature's recipes."""
-    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+def sgd(
+    groups: list[dict[str, Any]], lr: float, momentum: float, *, nesterov: bool, fused: bool | None = None
+) -> Optimizer:
+    """`torch.optim.SGD`, with coupled weight decay (L2) as in all of the literature's recipes.
+
+    Args:
+        groups: of `parameter_groups`.
+        lr, momentum, nesterov: of SGD.
+        fused: one pass over memory for decay, momentum and step; None: where the parameters' device has it.
+    """
+    if fused is None:
+        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for group in groups for p in group["params"])
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 class MovingAverage:

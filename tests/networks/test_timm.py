@@ -66,7 +66,7 @@ def test_a_cut_model_computes_what_timm_computes(model):
     torch.manual_seed(0)
     network, images = build(model)
     torch.manual_seed(0)
-    whole = timm.create_model(model, num_classes=0, **MODELS[model][0]).eval()
+    whole = timm.create_model(model, num_classes=0, **MODELS[model][0]).eval().to(memory_format=torch.channels_last)
     with torch.no_grad():
         expected = whole.forward_head(whole.forward_features(images), pre_logits=True)
         assert torch.equal(network.eval().features(images)[0], expected)

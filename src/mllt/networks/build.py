@@ -76,7 +76,9 @@ def build_network(
     if architecture.initialise is not None:
         for module in heads:
             module.apply(architecture.initialise)
-    return _join(backbones, heads, shared_stages)
+    # Convolutions take this layout from their weights, and what follows from its input: faster than NCHW on processors with
+    # wide vectors and on GPUs with tensor cores
+    return _join(backbones, heads, shared_stages).to(memory_format=torch.channels_last)
 
 
 def _find(name: str, pretrained: bool, options: Mapping[str, Any] | None) -> Architecture:
