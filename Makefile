@@ -2,6 +2,7 @@
 # make compare    every method on digits with two seeds, side by side, and the report of them; goes on where it stopped
 # make test       the tests (MLLT_DATA=folder also runs those that need real data)
 # make test-all   the slow ones, too
+# make bench      how fast everything is, beside the plain way: a table, and runs/bench.json (MLLT_DATA=folder: on real CIFAR-100)
 # make notebooks  runs every notebook
 # make lint       style, types, and who imports whom
 # make clean      removes .venv and all caches; runs/ stays
@@ -22,7 +23,7 @@ INPUTS := setup.cfg pyproject.toml constraints.txt
 
 COMPARE ?= runs/compare
 
-.PHONY: help demo compare test test-all notebooks lint clean
+.PHONY: help demo compare test test-all bench notebooks lint clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -42,6 +43,9 @@ test: $(INSTALLED_DEV)
 
 test-all: $(INSTALLED_DEV)
 	$(PYTEST) -m "slow or not slow" $(ARGS)
+
+bench: $(INSTALLED_DEV)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 notebooks: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest --nbmake notebooks $(ARGS)

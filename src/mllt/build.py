@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 
 from mllt import launch
-from mllt.callbacks import BestEpoch, EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, WholeCheckpoints
+from mllt.callbacks import BestEpoch, EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, Speed, WholeCheckpoints
 from mllt.checkpoint import read_checkpoint
 from mllt.checkpoint_parts import GIVEN_BY_PATH
 from mllt.data import LongTailedDataModule
@@ -161,8 +161,9 @@ def build_trainer(
     if arguments["strategy"] == "fsdp":
         arguments["strategy"] = sharded(arguments)
     guard = NonFiniteGuard(folder.root, arguments.pop("on_nonfinite"), arguments.pop("max_nonfinite"))
+    speed = Speed(arguments.pop("compile"), arguments.pop("tf32"))
     own = [instantiate(callback) for callback in config.callbacks.values()] if config.callbacks else []
-    callbacks = [EpochLearningRate(), *more, *own, guard, *checkpoint_callbacks(config, folder, data)]
+    callbacks = [speed, EpochLearningRate(), *more, *own, guard, *checkpoint_callbacks(config, folder, data)]
     return make_trainer(
         "The settings of `trainer`",
         **arguments,

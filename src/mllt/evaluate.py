@@ -28,6 +28,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     from pathlib import Path
 
     from mllt.build import load_method, make_trainer
+    from mllt.callbacks import Speed
     from mllt.errors import ArgumentError, check_choice
     from mllt.results import RunFolder, caption, say, table, write_json
 
@@ -43,6 +44,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         accelerator=config.accelerator,
         devices=config.devices,
         logger=False,
+        callbacks=[Speed()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         limit_test_batches=config.limit_batches,

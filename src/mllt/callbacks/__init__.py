@@ -6,6 +6,7 @@ from mllt.callbacks.progress import RunProgress
 from mllt.callbacks.provenance import Provenance, SeedSteps
 from mllt.callbacks.saving import BestEpoch, SaveAndStop, WholeCheckpoints
 from mllt.callbacks.signals import Stopped
+from mllt.callbacks.speed import Speed
 
 __all__ = [
     "BestEpoch",
@@ -16,6 +17,7 @@ __all__ = [
     "RunProgress",
     "SaveAndStop",
     "SeedSteps",
+    "Speed",
     "Stopped",
     "WholeCheckpoints",
     "finish_loggers",

@@ -1,0 +1,224 @@
+"""Training and testing experts on CIFAR100-LT: the library as it is run, beside the plain way.
+
+python -m benchmarks.training
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from benchmarks.baseline import PlainCifarExperts, endless, plain_loader, plain_sgd, plain_step, plain_test
+from benchmarks.cifar import cifar100_lt, pixels_and_labels
+from benchmarks.measure import Row, compare, middle_half, once, tells_seconds
+from benchmarks.peak import float32_flops
+from lightning.pytorch.callbacks import Callback
+
+from mllt import MutualLTModule
+from mllt.build import quiet_lightning
+from mllt.callbacks import EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, SeedSteps, Speed, WholeCheckpoints
+from mllt.networks import build_network, count_macs
+from mllt.optim import parameter_groups, sgd
+
+BATCH, EXPERTS = 128, 3
+RECIPE = {"network": "resnet32", "num_experts": EXPERTS, "lr": 0.1, "weight_decay": 5e-4, "warmup_epochs": 5}
+
+
+class Stopwatch(Callback):
+    """Seconds of all steps but the first few, which make ready."""
+
+    def __init__(self, skip: int) -> None:
+        self.skip, self.seconds = skip, 0.0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 == self.skip:
+            self.seconds = -now()
+        if trainer.is_last_batch:
+            self.seconds += now()
+
+    def on_test_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+        self.seconds += now() if trainer.is_last_batch else 0.0
+
+
+def now() -> float:
+    """The time, when a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def quiet_trainer(folder: str, *callbacks: Callback, **arguments: Any) -> L.Trainer:
+    """A trainer with the callbacks that `mllt.train` gives it."""
+    quiet_lightning()
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    own = [Speed(arguments.pop("compile", False)), EpochLearningRate(), SeedSteps(0), NonFiniteGuard(folder)]
+    return L.Trainer(
+        **{"deterministic": "warn", **arguments},
+        callbacks=[*own, SaveAndStop(folder, every_minutes=10, every_steps=None, requeue=False), *callbacks],
+        plugins=[WholeCheckpoints()],
+        default_root_dir=folder,
+        logger=[MetricsCSV(folder)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def library_steps(steps: int, skip: int = 2, **trainer: Any) -> Callable[[], float]:
+    """Training by the library: seconds per step, of `steps` steps of one epoch."""
+    data = cifar100_lt(batch_size=BATCH)
+    module = MutualLTModule(class_counts=data.class_counts, class_names=data.class_names, **RECIPE)
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            watch = Stopwatch(skip)
+            arguments = {"accelerator": "cpu", "max_epochs": 1, "limit_train_batches": skip + steps, **trainer}
+            quiet_trainer(folder, watch, **arguments).fit(module, datamodule=data)
+        return watch.seconds / steps
+
+    return run
+
+
+def plain_steps(steps: int, workers: int, skip: int = 2) -> Callable[[], float]:
+    """Training the plain way: seconds per step."""
+    data = cifar100_lt(batch_size=BATCH)
+    model = PlainCifarExperts(EXPERTS).train()
+    optimizer = plain_sgd(model)
+    batches = endless(plain_loader(*pixels_and_labels(data.splits.train), BATCH, workers))
+
+    def run() -> float:
+        for _ in range(skip):
+            plain_step(model, optimizer, *next(batches))
+        began = now()
+        for _ in range(steps):
+            plain_step(model, optimizer, *next(batches))
+        return (now() - began) / steps
+
+    return run
+
+
+def step_floor() -> float:
+    """Seconds of a step's arithmetic at the machine's peak: forward, and twice as much backward."""
+    macs = count_macs(build_network("resnet32", 100, EXPERTS), 32)
+    return 3 * 2 * macs * BATCH / float32_flops(torch.get_num_threads())
+
+
+def rows_of_training() -> Iterator[Row]:
+    """The whole step with its data; the floor is arithmetic alone."""
+    floor_is = f"{3 * 2 * count_macs(build_network('resnet32', 100, EXPERTS), 32) * BATCH / 1e9:.0f} GFLOP at the measured peak"
+    shared = {"clock": tells_seconds, "rounds": 5, "floor": step_floor(), "floor_is": floor_is}
+    ours = library_steps(10)
+    what = "training step with data, CIFAR100-LT, ResNet-32, 3 experts, batch 128"
+    yield compare(f"{what}; baseline with 2 loader processes", plain_steps(10, workers=2), ours, target=1.4, **shared)
+    yield compare(f"{what}; baseline without", plain_steps(10, workers=0), ours, target=1.4, **shared)
+
+
+def rows_of_testing(images: int = 2560) -> Iterator[Row]:
+    """Testing every expert and the ensemble, raw and compensated."""
+    data = cifar100_lt(batch_size=BATCH)
+    module = MutualLTModule(class_counts=data.class_counts, class_names=data.class_names, **RECIPE)
+    model = PlainCifarExperts(EXPERTS)
+    pixels, labels = pixels_and_labels(data.splits.test)
+    loader = plain_loader(pixels[:images], labels[:images], BATCH, 2, train=False)
+    counts = data.class_counts.tolist()
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = quiet_trainer(folder, accelerator="cpu", limit_test_batches=images // BATCH)
+            began = now()
+            trainer.test(module, datamodule=data, verbose=False)
+            return now() - began
+
+    def plainly() -> float:
+        began = now()
+        plain_test(model, loader, counts)
+        return now() - began
+
+    floor = 2 * count_macs(build_network("resnet32", 100, EXPERTS), 32) * images / float32_flops(torch.get_num_threads())
+    yield compare(
+        f"testing {images:,} images: 3 experts and ensemble, raw and compensated, whole call",
+        plainly,
+        run,
+        clock=tells_seconds,
+        rounds=3,
+        unit="s",
+        floor=floor,
+        floor_is="the forward pass at the measured peak",
+    )
+
+
+def bare_step(num_experts: int) -> Callable[[], object]:
+    """A step of the library's network, loss and optimizer, without data and trainer."""
+    torch.manual_seed(0)
+    counts = cifar100_lt().class_counts
+    module = MutualLTModule(class_counts=counts, **{**RECIPE, "num_experts": num_experts, "width": 0.75})
+    optimizer = sgd(parameter_groups(module, 5e-4), 0.01, 0.9, nesterov=False)
+    images, targets = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 100, (BATCH,))
+
+    def step() -> None:
+        loss = torch.stack(list(module.objective(module(images), targets).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def bare_plain_step(num_experts: int) -> Callable[[], object]:
+    """The same, plainly."""
+    model = PlainCifarExperts(num_experts)
+    optimizer = plain_sgd(model, 0.01)
+    images, targets = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 100, (BATCH,))
+    return lambda: plain_step(model, optimizer, images, targets)
+
+
+def rows_of_experts(rounds: int = 5) -> Iterator[Row]:
+    """How a step grows with the number of experts, beside how its arithmetic grows."""
+    numbers = (1, 2, 3, 4, 6, 8)
+    steps = {n: bare_step(n) for n in numbers}
+    macs = {n: count_macs(build_network("resnet32", 100, n, width=0.75), 32) for n in numbers}
+    for step in steps.values():
+        step()
+    seconds = [{n: once(steps[n]) for n in numbers} for _ in range(rounds)]
+    for n in numbers[1:]:
+        allowed = [told[1] * macs[n] / macs[1] for told in seconds]
+        ratios = sorted(limit / told[n] for limit, told in zip(allowed, seconds, strict=True))
+        low, high = middle_half(ratios)
+        yield Row(
+            what=f"bare step with {n} experts; baseline: that of 1, times {macs[n] / macs[1]:.2f}, as the arithmetic grows",
+            unit="ms",
+            baseline=sorted(allowed)[rounds // 2] * 1e3,
+            ours=sorted(told[n] for told in seconds)[rounds // 2] * 1e3,
+            ratio=ratios[rounds // 2],
+            low=low,
+            high=high,
+            floor=3 * 2 * macs[n] * BATCH / float32_flops(torch.get_num_threads()) * 1e3,
+            floor_is="arithmetic at the measured peak",
+            target=round(1 / 1.1, 2),
+        )
+
+
+def rows() -> Iterator[Row]:
+    """All of them."""
+    yield from rows_of_training()
+    yield compare(
+        "bare step (network, loss, optimizer), 3 experts",
+        bare_plain_step(EXPERTS),
+        bare_step(EXPERTS),
+        rounds=9,
+        floor=step_floor(),
+        floor_is="arithmetic at the measured peak",
+    )
+    yield from rows_of_experts()
+    yield from rows_of_testing()
+
+
+if __name__ == "__main__":
+    from benchmarks.__main__ import show
+
+    show(rows())

@@ -1,0 +1,75 @@
+"""Settings for speed: what they may change, and what is said when they cannot be had."""
+
+import csv
+
+import pytest
+import torch
+
+from mllt.callbacks import Speed
+from mllt.callbacks.speed import check_compiler, compile_network
+from mllt.errors import ArgumentError
+from mllt.networks import build_network
+
+SHORT = ("network.num_experts=2", "trainer.max_epochs=2", "trainer.limit_train_batches=3", "schedule.warmup_epochs=1")
+
+
+def losses(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file)]
+
+
+def test_networks_compute_in_channels_last():
+    network = build_network("resnet20", 10, 2)
+    features = network.trunk(torch.zeros(2, 3, 32, 32))
+    assert features.is_contiguous(memory_format=torch.channels_last)
+    assert not features.is_contiguous()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_mixed_precision_trains_to_about_the_same_loss(mllt_command, tmp_path, precision):
+    for name, more in (("exact", ()), ("mixed", (f"trainer.precision={precision}",))):
+        done = mllt_command("train", *SHORT, *more, f"output_dir={tmp_path / name}")
+        assert done.status == 0, done.err
+    assert losses(tmp_path / "mixed") == pytest.approx(losses(tmp_path / "exact"), rel=0.05)
+    assert losses(tmp_path / "mixed") != losses(tmp_path / "exact")
+
+
+@pytest.mark.slow
+def test_a_compiled_network_has_the_loss_curve_of_the_plain_one_and_its_checkpoints(mllt_command, tmp_path):
+    for name, more in (("plain", ()), ("compiled", ("trainer.compile=true",))):
+        done = mllt_command("train", *SHORT, *more, "optimizer.lr=0.002", f"output_dir={tmp_path / name}")
+        assert done.status == 0, done.err
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-3)
+    plain, compiled = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("plain", "compiled")
+    )
+    assert plain.keys() == compiled.keys()
+    assert mllt_command("evaluate", f"checkpoint={tmp_path / 'compiled' / 'checkpoints/last.ckpt'}").status == 0
+
+
+def test_compiling_keeps_the_names_of_parameters():
+    network = build_network("resnet20", 10, 2)
+    names = list(network.state_dict())
+    compile_network(network, "default")
+    assert list(network.state_dict()) == names
+
+
+def test_without_a_compiler_it_is_said_what_to_do(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ArgumentError, match=r"no no-such-compiler\. Install one, or set trainer.compile=false"):
+        check_compiler("cpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ArgumentError, match=r"pip install triton, or set trainer\.compile=false"):
+        check_compiler("cuda")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("compile", "fast"), ("compile", 2), ("tf32", "yes")])
+def test_other_settings_are_refused(setting, value):
+    with pytest.raises(ArgumentError, match=f"Expected `trainer.{setting}` to be true"):
+        Speed(**{setting: value})
+
+
+def test_deterministic_mode_does_not_write_to_memory_that_is_about_to_be_written(mllt_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    assert mllt_command("train", *SHORT, "trainer.deterministic=true", f"output_dir={tmp_path / 'run'}").status == 0
+    assert not torch.utils.deterministic.fill_uninitialized_memory
