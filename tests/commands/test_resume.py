@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from benchmarks.crash import differences
@@ -49,6 +51,22 @@ def test_a_run_breaks_off_within_an_epoch_and_goes_on_to_the_same_bits(settings,
     (parts / "results.json").unlink()  # as when it was killed between the last epoch and the test
     assert mllt_command(*command, f"output_dir={parts}").status == 0
     assert differences(whole, parts) == []
+
+
+@pytest.mark.parametrize(
+    ("minutes", "seconds_between", "saved"),
+    [(1e-9, None, [4, 5]), (2, 60, [2, 4]), (60, 60, [])],
+    ids=["at every step", "at every second step", "not yet"],
+)
+def test_minutes_that_have_gone_by_are_a_reason_to_save(minutes, seconds_between, saved, mllt_command, tmp_path, monkeypatch):
+    if seconds_between is not None:  # by a clock that nobody waits for, which each look moves on
+        clock = itertools.count(step=seconds_between)
+        monkeypatch.setattr("mllt.callbacks.saving.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    within = ("checkpoints.every_steps=null", f"checkpoints.every_minutes={minutes}")
+    with pytest.raises(PowerCut):
+        mllt_command("train", *SHORT, *within, cut("training", 0, 6), f"output_dir={tmp_path / 'run'}")
+    paths = (tmp_path / "run" / "checkpoints").glob("*.ckpt")
+    assert sorted(read_checkpoint(path)["global_step"] for path in paths) == saved
 
 
 @pytest.fixture
