@@ -14,6 +14,7 @@ from benchmarks.crash import differences
 from tests.commands.conftest import SMALL
 
 from mllt.checkpoint import read_checkpoint
+from mllt.resume import epochs_done
 
 #: Long enough that a signal comes in between, short enough to be gone through.
 LONG = (*SMALL[:1], "method=cross_entropy", "trainer.max_epochs=30", "schedule.warmup_epochs=1", "batch_size=107", "threads=1")
@@ -74,17 +75,56 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path):
     assert differences(whole, parts) == []
 
 
-def test_slurms_notice_puts_the_job_back_into_the_queue(tmp_path):
-    """With a stand-in for `scontrol`, which is Slurm's own."""
-    run, told = tmp_path / "run", tmp_path / "told"
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" > {told}\n')
-    scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
-    slurm = {"SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "7"}
-    process = start(
-        tmp_path, run, "trainer.max_epochs=100000", "schedule=constant", PATH=f"{scontrol.parent}:{os.environ['PATH']}", **slurm
+def signals(place, epochs=0, times=1, name="SIGTERM"):
+    settings = f"place: {place}, epochs: {epochs}, times: {times}, name: {name}"
+    return f"+callbacks.signals={{_target_: tests.commands.break_off.Signals, {settings}}}"
+
+
+def test_wherever_signals_come_the_same_command_goes_on_to_the_same_bits(mllt_command, tmp_path):
+    short = (
+        "method=cross_entropy",
+        "network.num_experts=1",
+        "trainer.max_epochs=3",
+        "schedule.warmup_epochs=1",
+        "batch_size=64",
     )
+    command = ("train", *short, "data.val_fraction=0.2", "optimizer.ema_decay=0.9")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert mllt_command(*command, f"output_dir={whole}").status == 0
+    for place, epochs, times, told, done in (
+        ("last step", 0, 2, "SIGTERM before what was begun is saved", 0),  # a second one stops at once
+        ("validation", 0, 1, "SIGTERM in epoch 2", 1),
+        ("last step", 1, 1, "SIGTERM in epoch 3", 2),
+        ("validation", 2, 2, "SIGTERM before what was begun is saved", 2),
+        ("validation", 2, 1, "SIGTERM after the last epoch", 3),
+        ("test", 0, 1, "SIGTERM in the test", 3),
+    ):
+        stopped = mllt_command(*command, signals(place, epochs, times), f"output_dir={parts}")
+        assert stopped.status == 143, (place, stopped.err)
+        assert f"Stopped by {told}" in stopped.err
+        assert ("finishing the epoch first" in stopped.err) == ((place, times) == ("last step", 1))
+        last = parts / "checkpoints" / "last.ckpt"
+        assert (epochs_done(read_checkpoint(last), last) if last.exists() else 0) == done
+        assert not (parts / "results.json").exists()
+    assert mllt_command(*command, f"output_dir={parts}").status == 0
+    assert differences(whole, parts) == []
+
+
+@pytest.fixture
+def scontrol(tmp_path):
+    """A stand-in for Slurm's own: the environment of a job in which it is found, and where it writes what it is told."""
+    told, program = tmp_path / "told", tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" > {told}\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    array = {"SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "7"}
+    return {"PATH": f"{program.parent}:{os.environ['PATH']}", **array}, told
+
+
+def test_slurms_notice_puts_the_job_back_into_the_queue(scontrol, tmp_path):
+    slurm, told = scontrol
+    run = tmp_path / "run"
+    process = start(tmp_path, run, "trainer.max_epochs=100000", "schedule=constant", **slurm)
     try:
         wait_for(run / "checkpoints" / "last.ckpt", process)
         process.send_signal(signal.SIGUSR1)
@@ -94,6 +134,17 @@ def test_slurms_notice_puts_the_job_back_into_the_queue(tmp_path):
     assert process.returncode == 143, err
     assert told.read_text() == "requeue 70_7\n"
     assert "Stopped by SIGUSR1 in epoch " in err
+
+
+def test_slurms_notice_does_not_requeue_a_job_that_would_not_find_its_folder_again(scontrol, mllt_command, monkeypatch):
+    slurm, told = scontrol
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    done = mllt_command("train", *LONG, signals("step", name="SIGUSR1"))
+    assert done.status == 143, done.err
+    assert "Stopped by SIGUSR1 in epoch 1, saved in " in done.err
+    assert "Go on by the same command with output_dir=" in done.err
+    assert not told.exists()
 
 
 def test_a_second_run_in_the_folder_of_one_that_is_at_work_is_refused(mllt_command, tmp_path):
