@@ -289,7 +289,7 @@ def check_start(config: DictConfig) -> None:
     """Look at what no object below checks, before anything is built.
 
     Raises:
-        ArgumentError: a group is missing, or a bad seed.
+        ArgumentError: a group is missing, a bad seed, or far too many threads.
     """
     needed = ("data", "network", "method", "optimizer", "schedule", "trainer", "evaluation", "recipe", "checkpoints")
     missing = [name for name in needed if not config.get(name)]
@@ -297,6 +297,21 @@ def check_start(config: DictConfig) -> None:
         raise ArgumentError(f"Expected a choice for `{missing[0]}`, but there is none. Type {missing[0]}=... (see --help).")
     check_seed("seed", config.seed)
     check_integer("trainer.max_epochs", config.trainer.max_epochs, 1)
+    if config.threads is not None:
+        check_threads(config.threads)
+
+
+def check_threads(threads: Any) -> None:
+    """Raise `ArgumentError` for so many threads that the process could end without a word.
+
+    More than there are cores may be asked for: bits depend on their number, and a run may go on on a smaller machine.
+    """
+    cores = os.cpu_count() or 1
+    most = max(64, 4 * cores)
+    if check_integer("threads", threads, 1) > most:
+        raise ArgumentError(
+            f"Expected at most {most} `threads` on {plural(cores, 'core')}, but got {threads}. Type threads={cores}."
+        )
 
 
 def remarks(config: DictConfig) -> list[str]:

@@ -142,15 +142,23 @@ def epochs_done(checkpoint: dict[str, Any], path: Path) -> int:
     """How many whole epochs a checkpoint has had.
 
     Raises:
-        CheckpointError: it holds weights only.
+        CheckpointError: it holds weights only, or its counts contradict each other.
     """
     try:
-        return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        counts = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        done, finished = int(counts["processed"]), int(counts["completed"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"Expected a checkpoint to go on from, but the `loops` of {path} do not tell how far its training was; it may hold "
             f"a model only. Choose the {RunFolder.of_checkpoint(path).last.name} of a run."
         ) from error
+    epoch = int(checkpoint["epoch"])
+    if finished != epoch or done - epoch not in (0, 1):  # at its end an epoch is trained, but not finished
+        raise CheckpointError(
+            f"Expected the counts in {path} to agree, but its `epoch` is {epoch}, and by its `loops` {done} epochs are trained "
+            f"and {finished} finished: it is damaged, or no run wrote it. Use another copy of it, or begin a new run."
+        )
+    return done
 
 
 def _check_earlier_stage(folder: RunFolder, name: str, place: RunFolder, epochs: int) -> None:

@@ -57,7 +57,6 @@ def train_in(config: DictConfig, folder: RunFolder) -> float:
     from mllt.build import absolute_paths, build_data, build_module, plain
     from mllt.callbacks import Provenance
     from mllt.checkpoint import export_model
-    from mllt.errors import check_integer
     from mllt.recipes import settle_recipe
     from mllt.results import git_commit
     from mllt.resume import earlier_checkpoints, where_to_start
@@ -66,7 +65,7 @@ def train_in(config: DictConfig, folder: RunFolder) -> float:
     absolute_paths(config.data)
     absolute_paths(config.method)
     if config.threads is not None:
-        torch.set_num_threads(check_integer("threads", config.threads, 1))
+        torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(plain(config.data), batch_size=config.batch_size, seed=config.seed)
     data.prepare_data()

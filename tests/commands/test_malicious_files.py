@@ -118,6 +118,8 @@ def test_settings_in_a_checkpoint_build_nothing_but_its_network(mllt_command, ru
         ("optimizer_states.0.state.0", {"momentum_buffer": torch.zeros(3)}),
         ("lr_schedulers.0.last_epoch", "x"),
         ("loops.fit_loop", {}),
+        ("loops.fit_loop.epoch_progress.current.processed", 0),  # as before its two epochs
+        ("epoch", 2),
         ("callbacks.RunProgress", {"train_seconds": "x", "images": 0}),
         ("callbacks.Provenance", {"commits": [], "settings": []}),
     ],

@@ -27,6 +27,8 @@ import pytest
         (["optimizer.momentum=1"], ["`momentum`", "below 1"]),
         (["optimizer.nesterov=true", "optimizer.momentum=0"], ["nesterov", "momentum=0.9"]),
         (["seed=-1"], ["`seed`", "at least 0"]),
+        (["threads=0"], ["`threads`", "at least 1"]),
+        (["threads=100000"], ["Expected at most ", " `threads` on ", "but got 100000. Type threads="]),
         (["batch_size=0"], ["`batch_size`", "at least 1"]),
         (["trainer.max_epochs=0"], ["`trainer.max_epochs`", "at least 1"]),
         (["trainer.accumulate_grad_batches=3"], ["divide evenly", "Set it to 15 or 18"]),
