@@ -10,9 +10,12 @@ import time
 
 import pytest
 import torch
+from benchmarks.crash import differences
+from tests.commands.break_off import PowerCut
 from tests.commands.conftest import read_json
 from tests.data.make_images import save_pictures
 
+from mllt.checkpoint import read_checkpoint
 from mllt.data import packing
 from mllt.data.shards import INDEX, open_shards, shard_file
 
@@ -68,6 +71,22 @@ def test_packed_pictures_are_counted_and_a_run_from_them_is_the_run_from_files(p
     moved = mllt_command("evaluate", f"checkpoint={tmp_path}/shards-run/checkpoints/last.ckpt", f"output={tmp_path}/again.json")
     assert moved.status == 0, moved.err
     assert read_json(tmp_path / "again.json")["test"] == shards["test"]
+
+
+def test_a_run_from_shards_that_breaks_off_goes_on_to_the_same_bits(pack, mllt_command, tmp_path):
+    assert pack("shard_mb=0.004").status == 0
+    where = ("data.storage=shards", f"data.root={tmp_path / 'shards'}", "data.image_size=16", "data.num_workers=2")
+    small = ("network=resnet20", "network.num_experts=1", "trainer.max_epochs=2", "batch_size=7", "schedule.warmup_epochs=0")
+    command = ("train", "experiment=folder_lt", "method=cross_entropy", *where, *small, "checkpoints.every_steps=1")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert mllt_command(*command, f"output_dir={whole}").status == 0
+    for epochs in (0, 1):
+        cut = f"{{_target_: tests.commands.break_off.BreakOff, stage: training, epochs: {epochs}, batches: 2}}"
+        with pytest.raises(PowerCut):
+            mllt_command(*command, f"+callbacks.cut={cut}", f"output_dir={parts}")
+    assert read_checkpoint(parts / "checkpoints" / "last.ckpt")["global_step"] == 4, "within the second epoch"
+    assert mllt_command(*command, f"output_dir={parts}").status == 0
+    assert differences(whole, parts) == []
 
 
 def test_damage_is_named_and_gives_status_one(pack, mllt_command, tmp_path):
@@ -220,6 +239,7 @@ def test_shards_that_cannot_be_read_back_are_told_and_written_again(pack, mllt_c
 
 KILLED = """
 import os, sys, threading
+from mllt.checkpoint import read_checkpoint
 from mllt.data import packing
 write, count = packing._write_shard, iter(range(int(sys.argv.pop(1))))
 def dying(*arguments):
