@@ -12,13 +12,14 @@ class Poison(L.Callback):
     Args:
         batches: numbers of the batches, counted over the whole run from 1.
         gradient: spoil a gradient instead, where the loss is finite.
+        rank: of the only process that is spoiled; None: all.
     """
 
-    def __init__(self, batches: list[int], *, gradient: bool = False) -> None:
-        self.batches, self.gradient = list(batches), gradient
+    def __init__(self, batches: list[int], *, gradient: bool = False, rank: int | None = None) -> None:
+        self.batches, self.gradient, self.rank = list(batches), gradient, rank
 
     def _now(self, trainer) -> bool:
-        return trainer.fit_loop.total_batch_idx + 1 in self.batches
+        return trainer.fit_loop.total_batch_idx + 1 in self.batches and self.rank in (None, trainer.global_rank)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if not self.gradient and self._now(trainer):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +23,9 @@ SHORT = (
 )
 
 
-def poison(*batches, gradient=False):
-    return f"+callbacks.poison={{_target_: tests.commands.poison.Poison, batches: {list(batches)}, gradient: {gradient}}}"
+def poison(*batches, gradient=False, rank="null"):
+    settings = f"batches: {list(batches)}, gradient: {gradient}, rank: {rank}"
+    return f"+callbacks.poison={{_target_: tests.commands.poison.Poison, {settings}}}"
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
@@ -59,6 +64,51 @@ def test_a_step_that_is_left_out_changes_nothing(settings, mllt_command, tmp_pat
     for one, other in zip(*(list(part["optimizer_states"][0]["state"].values()) for part in (before, after)), strict=True):
         assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
     assert "nan" not in (folder / "metrics.csv").read_text()
+
+
+def on_two_processes(folder, *arguments):
+    """The end of a run; one that waits for a process that has left fails by its time."""
+    root = Path(__file__).parents[2]  # for the callbacks of these tests
+    two = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "method=cross_entropy")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLLT_RUN", "MLLT_FULL"))}
+    return subprocess.run(
+        [sys.executable, "-m", "mllt.train", *SHORT, *two, *arguments, f"output_dir={folder / 'run'}"],
+        cwd=folder,
+        env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient that the other does not see"])
+def test_what_one_of_two_processes_meets_ends_both(gradient, tmp_path):
+    done = on_two_processes(tmp_path, poison(9, gradient=gradient, rank=1))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("of step 9 (epoch 2") == 1, "told once"
+    assert "Traceback" not in done.stderr
+    assert f"lies in {tmp_path / 'run' / 'nonfinite' / 'step-00000009-rank-1.json'}" in done.stderr
+    told = read_json(tmp_path / "run" / "nonfinite" / "step-00000009-rank-1.json")
+    assert [image["finite"] for image in told["images"]].count(False) == (0 if gradient else 1)
+    assert (tmp_path / "run" / "nonfinite" / "step-00000009-rank-0.json").exists() != gradient
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == 8
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient that the other does not see"])
+def test_a_step_that_one_of_two_processes_cannot_take_is_left_out_by_both(gradient, tmp_path):
+    skip = ("trainer.on_nonfinite=skip", "trainer.max_epochs=1", "schedule=constant")
+    done = on_two_processes(tmp_path, *skip, poison(6, gradient=gradient, rank=1))
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "run" / "results.json")["steps_left_out"] == {"training": [6]}
+    before, after = (read_checkpoint(tmp_path / "run" / "checkpoints" / f"{name}.ckpt") for name in ("previous", "last"))
+    assert (before["global_step"], after["global_step"]) == (5, 6)
+    for name, value in before["state_dict"].items():
+        assert torch.equal(value, after["state_dict"][name]), name
+    assert "nan" not in (tmp_path / "run" / "metrics.csv").read_text()
 
 
 def test_what_was_left_out_is_told_and_bounded(mllt_command, tmp_path):

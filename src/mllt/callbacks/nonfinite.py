@@ -21,6 +21,7 @@ from mllt.errors import ArgumentError, NonFiniteError, check_choice, check_integ
 from mllt.files import written_whole
 
 REACTIONS = ("stop", "skip")
+_NEVER = 2**62  # a step that no run gets to
 
 
 class _Step(NamedTuple):
@@ -112,32 +113,37 @@ class NonFiniteGuard(Callback):
     # ----------------------------------------------------------------------------------------------------------------
 
     def _look(self, trainer: L.Trainer, leave: int) -> None:
-        """Stop when a step was bad, but for the last few, which may not be done."""
-        bad: _Step | None = None
-        while bad is None and len(self._open) > leave:
-            step = self._open.popleft()
-            bad = None if step.finite else step
-        number, rank = largest_of_all(trainer, [bad.number, trainer.global_rank + 1] if bad else [0, 0])
-        if number:
-            where = f"lies in {self._keep(trainer, bad)}" if bad else f"is told by the process of rank {rank - 1}"
-            raise NonFiniteError(
-                f"The loss or a gradient of step {number} (epoch {trainer.current_epoch + 1}"
-                f"{f', learning rate {bad.lr:g}' if bad else ''}) is infinite or not a number; which images it was made of "
-                f"{where}. Checkpoints are of steps before it. Look at these images, lower optimizer.lr or set "
-                "trainer.gradient_clip_val; or leave such steps out by trainer.on_nonfinite=skip."
-            )
+        """Stop when a step was bad, but for the last few, which may not be done; all devices say the same, to be told once."""
+        looked: list[_Step] = []
+        while len(self._open) > leave and (not looked or looked[-1].finite):
+            looked.append(self._open.popleft())
+        bad = {step.number: step for step in looked if not step.finite}
+        first = -largest_of_all(trainer, [-min(bad, default=_NEVER)])[0]
+        if first == _NEVER:
+            return
+        for step in bad.values():
+            self._keep(trainer, step)
+        rank = largest_of_all(trainer, [trainer.global_rank if first in bad else -1])[0]
+        lr = next(step.lr for step in looked if step.number == first)
+        raise NonFiniteError(
+            f"The loss or a gradient of step {first} (epoch {trainer.current_epoch + 1}, learning rate {lr:g}) is infinite or "
+            f"not a number; which images it was made of lies in {self._place(first, rank)}. Checkpoints are of steps before "
+            "it. Look at these images, lower optimizer.lr or set trainer.gradient_clip_val; or leave such steps out by "
+            "trainer.on_nonfinite=skip."
+        )
 
     def _leave_out_if_bad(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer, step: _Step) -> None:
-        mine = not step.finite
-        if not largest_of_all(trainer, [int(mine)])[0]:
+        if not step.finite:
+            self._keep(trainer, step)
+        rank = largest_of_all(trainer, [-1 if step.finite else trainer.global_rank])[0]
+        if rank < 0:
             return
-        place = self._keep(trainer, step) if mine else "what the process of another rank tells"
         self.skipped.append(step.number)
         if len(self.skipped) > self.most:
             raise NonFiniteError(
                 f"Expected at most trainer.max_nonfinite={self.most} steps with an infinite loss or gradient, but step "
-                f"{step.number} is one more (learning rate {step.lr:g}); see {place}. Look at the images of these steps, lower "
-                "optimizer.lr, or set trainer.gradient_clip_val."
+                f"{step.number} is one more (learning rate {step.lr:g}); see {self._place(step.number, rank)}. Look at the "
+                "images of these steps, lower optimizer.lr, or set trainer.gradient_clip_val."
             )
         for parameter in _parameters(optimizer):  # one without a gradient is not touched by an optimizer
             parameter.grad = None
@@ -149,9 +155,11 @@ class NonFiniteGuard(Callback):
             module.load_epoch_sums(self._sums)
             module.on_step_left_out()
 
-    def _keep(self, trainer: L.Trainer, step: _Step) -> Path:
+    def _place(self, number: int, rank: int) -> Path:
+        return self.folder / f"step-{number:08d}-rank-{rank}.json"
+
+    def _keep(self, trainer: L.Trainer, step: _Step) -> None:
         """Write down what a bad step was made of, on this device."""
-        path = self.folder / f"step-{step.number:08d}-rank-{trainer.global_rank}.json"
         content = {
             "epoch": step.epoch + 1,
             "step": step.number,
@@ -160,9 +168,8 @@ class NonFiniteGuard(Callback):
             "losses": [str(float(loss)) for loss in step.losses],
             "images": [image for batch in step.images for image in _images_of(trainer, batch)],
         }
-        with written_whole(path) as file:
+        with written_whole(self._place(step.number, trainer.global_rank)) as file:
             json.dump(content, file, indent=2, ensure_ascii=False)
-        return path
 
     def with_earlier(self, checkpoints: Sequence[Path]) -> list[list[int]]:
         """The steps that were left out of each stage: of those before, by their checkpoints, and of this one."""
