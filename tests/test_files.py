@@ -128,7 +128,7 @@ def test_children_of_a_killed_process_do_not_keep_its_lock(tmp_path):
         process.kill()
         process.wait()
         with FolderLock(tmp_path):
-            pass
+            assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid(), "and not the killed one's"
     finally:
         subprocess.run(["pkill", "-f", str(tmp_path)], check=False)
 
