@@ -28,7 +28,7 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def written_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+def written_whole(path: str | Path, mode: str = "w", errors: str = "strict") -> Iterator[IO[Any]]:
     """A file that takes its place when it is whole and on disk: temporary file, fsync, rename.
 
     Whatever goes wrong, and whenever the process is killed, what was at `path` before is still there.
@@ -36,6 +36,7 @@ def written_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     Args:
         path: of the file; its folder is made where it is missing.
         mode: "w" (text, UTF-8) or "wb".
+        errors: of text that is no Unicode: "surrogateescape" where paths of any encoding are written.
 
     Raises:
         StorageError: it cannot be written, the disk being full, for instance.
@@ -51,7 +52,7 @@ def written_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": errors}
         with os.fdopen(handle, mode, **text) as file:  # type: ignore[call-overload]
             noted = _Noted(file)
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mllt.cli import run
 
@@ -29,11 +29,11 @@ def predict(config: DictConfig) -> int:
     Returns:
         How many pictures could not be read.
     """
-    import os
     from pathlib import Path
 
     from mllt.build import load_method
     from mllt.errors import ArgumentError, check_integer
+    from mllt.files import written_whole
     from mllt.results import say
 
     check_integer("top_k", config.top_k, 1)
@@ -52,10 +52,8 @@ def predict(config: DictConfig) -> int:
         )
     top_k = min(config.top_k, module.num_classes)
     pictures, passed_over = find_input(Path(config.input).expanduser())
-    partial = output.with_name(output.name + ".partial")
-    rows = predict_files(module, pictures, top_k, config.batch_size)
-    failures = write_rows(partial, rows, top_k)
-    os.replace(partial, output)
+    with written_whole(output, errors="surrogateescape") as file:
+        failures = write_rows(file, predict_files(module, pictures, top_k, config.batch_size), top_k)
     say(f"{len(pictures)} pictures, {failures} of them unreadable{passed_over}. Written to {output}")
     if failures:
         print(
@@ -124,18 +122,17 @@ def top_classes(module: LongTailedModule, images: Tensor, top_k: int) -> list[li
     ]
 
 
-def write_rows(path: Path, rows: Iterator[list[Any]], top_k: int) -> int:
-    """Write the CSV file; the number of rows with an error."""
+def write_rows(file: IO[str], rows: Iterator[list[Any]], top_k: int) -> int:
+    """Write the rows as CSV; the number of those with an error."""
     import csv
 
     header = ["path", *[name for k in range(1, top_k + 1) for name in (f"class_{k}", f"probability_{k}")], "error"]
     failures = 0
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for row in rows:
-            failures += bool(row[-1])
-            writer.writerow(row)
+    writer = csv.writer(file)
+    writer.writerow(header)
+    for row in rows:
+        failures += bool(row[-1])
+        writer.writerow(row)
     return failures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import mllt.predict
 from mllt import DigitsLT, load_checkpoint
 
 
@@ -112,6 +114,32 @@ def test_an_output_that_exists_is_written_over_only_when_asked(mllt_command, tra
     assert output.read_text() == "precious"
     assert mllt_command(*arguments, "overwrite=true").status == 0
     assert len(read_rows(output)) == 1
+
+
+def test_what_was_there_stays_when_predicting_is_interrupted(mllt_command, trained, pictures, tmp_path, monkeypatch):
+    output = tmp_path / "results" / "out.csv"
+    output.parent.mkdir()
+    output.write_text("what was there")
+    predict, batches = mllt.predict.top_classes, []
+
+    def interrupted(*arguments):
+        batches.append(arguments)
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return predict(*arguments)
+
+    monkeypatch.setattr(mllt.predict, "top_classes", interrupted)
+    arguments = (checkpoint(trained), f"input={pictures}", f"output={output}", "overwrite=true", "batch_size=5")
+    assert mllt_command("predict", *arguments).status == 130
+    assert output.read_text() == "what was there"
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_a_path_that_is_no_unicode_is_written_as_it_is(mllt_command, trained, pictures, tmp_path):
+    odd = os.fsencode(pictures) + b"/\xff.png"
+    os.rename(pictures / "00.png", odd)
+    assert mllt_command("predict", checkpoint(trained), f"input={pictures}", f"output={tmp_path / 'out.csv'}").status == 1
+    assert b"\n" + odd + b"," in (tmp_path / "out.csv").read_bytes()
 
 
 @pytest.mark.parametrize(
