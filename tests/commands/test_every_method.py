@@ -33,7 +33,11 @@ def stages_of(run):
     return [stage["name"] for stage in read_json(run / "results.json")["stages"]]
 
 
-@pytest.mark.parametrize("method", METHODS)
+#: Those of crt are cut off in test_stages.py, too.
+CUT = [pytest.param(method, marks=pytest.mark.slow) if method == "crt" else method for method in METHODS]
+
+
+@pytest.mark.parametrize("method", CUT)
 def test_a_power_cut_within_any_stage_changes_nothing(method, mllt_command, tmp_path):
     whole = tmp_path / "whole"
     done = mllt_command("train", *settings(method), f"output_dir={whole}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.commands.conftest import SMALL, read_json
 
 from mllt import load_checkpoint
@@ -11,6 +12,7 @@ from mllt import load_checkpoint
 METHODS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "conf" / "method").glob("*.yaml"))
 
 
+@pytest.mark.slow  # each by itself: test_every_method.py
 def test_one_sweep_trains_every_method_and_none_is_left_out(mllt_command, tmp_path):
     done = mllt_command("train", "-m", "method=glob(*)", *SMALL[1:], f"output_dir={tmp_path / 'sweep'}")
     assert done.status == 0, done.err

@@ -13,12 +13,12 @@ def folders(root):
     return sorted(path for path in root.iterdir() if path.is_dir())
 
 
-def test_three_numbers_of_experts_and_two_seeds_give_six_complete_runs(mllt_command, tmp_path):
-    arguments = ("experiment=digits_lt", "network.num_experts=1,2,3", "seed=0,1")
+def test_two_numbers_of_experts_and_two_seeds_give_four_complete_runs(mllt_command, tmp_path):
+    arguments = ("experiment=digits_lt", "network.num_experts=1,2", "seed=0,1")
     done = mllt_command("train", "-m", *arguments, *SMALL[1:], f"output_dir={tmp_path / 'sweep'}")
     assert done.status == 0, done.err
     runs = folders(tmp_path / "sweep")
-    assert len(runs) == 6
+    assert len(runs) == 4
     seen = set()
     for run in runs:
         assert {path.name for path in run.iterdir()} == COMPLETE
@@ -28,9 +28,9 @@ def test_three_numbers_of_experts_and_two_seeds_give_six_complete_runs(mllt_comm
         assert f"seed={results['seed']}" in run.name, "a folder's name says what is special about it"
         assert f"network.num_experts={results['num_experts']}" in run.name
         seen.add((results["num_experts"], results["seed"]))
-    assert seen == {(n, seed) for n in (1, 2, 3) for seed in (0, 1)}
+    assert seen == {(n, seed) for n in (1, 2) for seed in (0, 1)}
     tests = [str(read_json(run / "results.json")["test"]) for run in runs]
-    assert len(set(tests)) == 6, "no two of them are the same run"
+    assert len(set(tests)) == 4, "no two of them are the same run"
 
 
 def test_a_job_of_a_sweep_is_the_run_of_its_own(mllt_command, tmp_path):
