@@ -63,9 +63,7 @@ def check_sgd(lr: float, momentum: float, weight_decay: float, *, nesterov: bool
         raise ArgumentError("Expected `momentum` above 0 with nesterov=true, but got 0. Set momentum=0.9 or nesterov=false.")
 
 
-def sgd(
-    groups: list[dict[str, Any]], lr: float, momentum: float, *, nesterov: bool, fused: bool | None = None
-) -> Optimizer:
+def sgd(groups: list[dict[str, Any]], lr: float, momentum: float, *, nesterov: bool, fused: bool | None = None) -> Optimizer:
     """`torch.optim.SGD`, with coupled weight decay (L2) as in all of the literature's recipes.
 
     Args:

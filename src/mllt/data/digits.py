@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from mllt.data.arrays import ArrayDataModule
 from mllt.data.base import Figures, Splits
@@ -65,6 +64,8 @@ class DigitsLT(ArrayDataModule):
         return Figures(train=321, classes=10, largest=120, smallest=2, test=500) if self._as_shipped else None
 
     def load_splits(self) -> Splits:
+        from sklearn.datasets import load_digits  # here, since it takes as long to import as all of mllt
+
         digits = load_digits()
         grey = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
         images = grey.unsqueeze(1).repeat(1, 3, 1, 1)
