@@ -25,7 +25,7 @@ class Noise(CIFAR100LT):
 
     def load_splits(self) -> Splits:
         draw = torch.Generator().manual_seed(0)
-        labels = np.repeat(np.arange(100), exponential_profile(500, 100, 100))
+        labels = np.repeat(np.arange(100), exponential_profile(100, 500, 100))
         images = torch.randint(0, 256, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=draw)
         test = torch.randint(0, 256, (10_000, 3, 32, 32), dtype=torch.uint8, generator=draw)
         names = [str(label) for label in range(100)]
