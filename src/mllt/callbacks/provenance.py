@@ -75,6 +75,9 @@ class SeedSteps(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         bits = int(random_bits(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
-        torch.manual_seed(bits >> 1)
+        if pl_module.device.type == "cpu":  # `torch.manual_seed` notes who asked, for GPUs that are not there
+            torch.default_generator.manual_seed(bits >> 1)
+        else:
+            torch.manual_seed(bits >> 1)
         np.random.seed(bits >> 32)
         random.seed(bits)

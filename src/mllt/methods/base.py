@@ -188,6 +188,7 @@ class LongTailedModule(L.LightningModule):
         self.set_test_prior(test_prior, test_prior_factor)
         self.use_network(self.make_network())
         self.train_means = nn.ModuleDict()  # of the terms of the loss, by name
+        self._means_are_logged = False
         #: the table of the last test (see `Evaluation.compute`); None before one
         self.test_results: dict[str, Any] | None = None
 
@@ -413,14 +414,25 @@ class LongTailedModule(L.LightningModule):
         loss = torch.stack(list(terms.values())).sum()
         images = len(batch.targets) * (batch.weight > 0)  # none where an image only fills up an empty share
         for name, value in {**terms, "loss": loss}.items():
-            self._log_mean(name, value.detach(), images)
+            self._mean_of(name, value.device).update(value.detach(), images)
+        if self._trainer is not None and self._trainer.is_last_batch:
+            self._log_means()
+            self._means_are_logged = True
         return loss * batch.weight
 
-    def _log_mean(self, name: str, value: Tensor, images: Tensor) -> None:
-        """Log the mean over the epoch's images on all devices. (Lightning's own mean rounds their number per device.)"""
-        mean = self._mean_of(name, value.device)
-        mean.update(value, images)
-        self.log(f"train/{name}", mean, on_step=False, on_epoch=True, metric_attribute=f"train_means.{name}")
+    def on_train_epoch_end(self) -> None:
+        if not self._means_are_logged:  # the epoch ended before its last batch
+            self._log_means()
+        self._means_are_logged = False
+
+    def _log_means(self) -> None:
+        """Log the means over the epoch's images on all devices, once, since logging takes longer than adding up.
+
+        (Lightning's own mean rounds the number of images per device.)
+        """
+        for name, mean in self.train_means.items():
+            if mean.update_called:  # not of an earlier stage
+                self.log(f"train/{name}", mean, on_step=False, on_epoch=True, metric_attribute=f"train_means.{name}")  # type: ignore[arg-type]
 
     def _mean_of(self, name: str, device: torch.device) -> ImageMean:
         if name not in self.train_means:

@@ -157,6 +157,7 @@ class DIVEModule(LongTailedModule):
         self._counted = torch.zeros_like(self._counted)
 
     def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
         if self.teacher is not None:
             total = self.trainer.strategy.reduce(self._counted.to(self.device), reduce_op="sum")
             self._virtual_examples = torch.as_tensor(total).cpu()
