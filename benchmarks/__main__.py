@@ -24,7 +24,7 @@ from rich.table import Table
 
 from mllt.results import git_commit, versions
 
-PARTS = ("training", "data", "jpeg", "loss", "startup")
+PARTS = ("training", "data", "jpeg", "loss", "devices", "startup")
 HEADS = ("what", "unit", "baseline", "ours", "ratio (middle half)", "asked for", "floor", "share of the floor")
 
 

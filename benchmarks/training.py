@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import lightning as L
@@ -177,30 +178,67 @@ def bare_plain_step(num_experts: int) -> Callable[[], object]:
     return lambda: plain_step(model, optimizer, images, targets)
 
 
-def rows_of_experts(rounds: int = 5) -> Iterator[Row]:
+def rows_of_experts(numbers: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8), rounds: int = 5) -> Iterator[Row]:
     """How a step grows with the number of experts, beside how its arithmetic grows."""
-    numbers = (1, 2, 3, 4, 6, 8)
-    steps = {n: bare_step(n) for n in numbers}
-    macs = {n: count_macs(build_network("resnet32", 100, n, width=0.75), 32) for n in numbers}
+    yield from _growth(
+        {number: bare_step(number) for number in numbers},
+        {number: count_macs(build_network("resnet32", 100, number, width=0.75), 32) for number in numbers},
+        "bare step with {0} experts; baseline: that of {1}, times {2:.2f}, as arithmetic grows",
+        rounds,
+        BATCH,
+    )
+
+
+def _growth(steps: dict[int, Callable[[], object]], macs: dict[int, int], what: str, rounds: int, batch: int) -> Iterator[Row]:
+    """Steps beside the first of them, times the arithmetic that they have more; all in turns."""
+    first, *others = steps
     for step in steps.values():
         step()
-    seconds = [{n: once(steps[n]) for n in numbers} for _ in range(rounds)]
-    for n in numbers[1:]:
-        allowed = [told[1] * macs[n] / macs[1] for told in seconds]
-        ratios = sorted(limit / told[n] for limit, told in zip(allowed, seconds, strict=True))
+    seconds = [{key: once(step) for key, step in steps.items()} for _ in range(rounds)]
+    for key in others:
+        allowed = [told[first] * macs[key] / macs[first] for told in seconds]
+        ratios = [limit / told[key] for limit, told in zip(allowed, seconds, strict=True)]
         low, high = middle_half(ratios)
         yield Row(
-            what=f"bare step with {n} experts; baseline: that of 1, times {macs[n] / macs[1]:.2f}, as the arithmetic grows",
+            what=what.format(key, first, macs[key] / macs[first]),
             unit="ms",
-            baseline=sorted(allowed)[rounds // 2] * 1e3,
-            ours=sorted(told[n] for told in seconds)[rounds // 2] * 1e3,
-            ratio=ratios[rounds // 2],
+            baseline=median(allowed) * 1e3,
+            ours=median(told[key] for told in seconds) * 1e3,
+            ratio=median(ratios),
             low=low,
             high=high,
-            floor=3 * 2 * macs[n] * BATCH / float32_flops(torch.get_num_threads()) * 1e3,
+            floor=3 * 2 * macs[key] * batch / float32_flops(torch.get_num_threads()) * 1e3,
             floor_is="arithmetic at the measured peak",
             target=round(1 / 1.1, 2),
         )
+
+
+def resnet50_step(size: int, batch: int = 4) -> Callable[[], object]:
+    """A step of ResNet-50 with three experts on a few images of that size."""
+    torch.manual_seed(0)
+    module = MutualLTModule(class_counts=[100] * 1000, network="resnet50", num_experts=EXPERTS)
+    optimizer = sgd(parameter_groups(module, 5e-4), 0.001, 0.9, nesterov=False)
+    images, targets = torch.randn(batch, 3, size, size), torch.randint(0, 1000, (batch,))
+
+    def step() -> None:
+        loss = torch.stack(list(module.objective(module(images), targets).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def rows_of_resolution(sizes: tuple[int, ...] = (112, 160, 224), rounds: int = 5, batch: int = 4) -> Iterator[Row]:
+    """How a step grows with the size of the images, beside how its arithmetic grows."""
+    steps = {size: resnet50_step(size, batch) for size in sizes}
+    yield from _growth(
+        steps,
+        {size: count_macs(build_network("resnet50", 1000, EXPERTS), size) for size in sizes},
+        "bare ResNet-50 step, 3 experts, 4 images of {0} pixels; baseline: that of {1}, times {2:.2f}, as arithmetic grows",
+        rounds,
+        batch,
+    )
 
 
 def rows() -> Iterator[Row]:
@@ -215,6 +253,7 @@ def rows() -> Iterator[Row]:
         floor_is="arithmetic at the measured peak",
     )
     yield from rows_of_experts()
+    yield from rows_of_resolution()
     yield from rows_of_testing()
 
 
