@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from mllt.errors import check_bool, check_choice, check_integer, check_number
-from mllt.losses import MUTUAL_TARGETS, expert_cross_entropy, mutual_distillation_loss
+from mllt.losses import MUTUAL_TARGETS, expert_cross_entropy, mutual_learning_terms
 from mllt.methods.base import LongTailedModule
 
 PROBABILITIES = ("raw", "balanced")
@@ -79,15 +79,21 @@ class MutualLTModule(LongTailedModule):
         )
 
     def objective(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        if self._weight() == 0:
+            return {"cross_entropy": expert_cross_entropy(logits, targets), "mutual": logits.new_zeros(())}
+        return self._weighted(*mutual_learning_terms(logits, targets, **self._mutual_settings()))
+
+    def _mutual_settings(self) -> dict[str, Any]:
         hp = self.hparams
-        mutual = mutual_distillation_loss(
-            logits,
-            hp["temperature"],
-            target=hp["mutual_target"],
-            class_counts=self.class_counts if hp["mutual_probabilities"] == "balanced" else None,
-            detach=hp["detach_peers"],
-        )
-        return {"cross_entropy": expert_cross_entropy(logits, targets), "mutual": self._weight() * mutual}
+        return {
+            "temperature": hp["temperature"],
+            "target": hp["mutual_target"],
+            "class_counts": self.class_counts if hp["mutual_probabilities"] == "balanced" else None,
+            "detach": hp["detach_peers"],
+        }
+
+    def _weighted(self, cross_entropy: Tensor, mutual: Tensor) -> dict[str, Tensor]:
+        return {"cross_entropy": cross_entropy, "mutual": self._weight() * mutual}
 
     def _weight(self) -> float:
         """w in this epoch."""

@@ -1,0 +1,138 @@
+"""The mutual-learning objective of logits, as one step of autograd.
+
+Left to autograd, every intermediate result is a tensor of the logits' size: ten of them, each written to memory and read
+again. Here one is kept, the softmax, which becomes the gradient where it lies; whatever else is needed of that size is made
+for a few images at a time, so that it stays in the processor's cache. `mllt.losses.mutual` has the formulas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mllt.losses.checks import exact_type
+
+# Elements of the logits that are worked on at once: what stays in a core's cache, or what keeps an accelerator busy.
+_BLOCK_PER_THREAD, _BLOCK_ON_ACCELERATOR = 2**19, 2**23
+
+
+class MutualTerms(torch.autograd.Function):
+    """`apply(logits, labels, offset, temperature, target, detach)` -> (cross entropy, mutual distillation), two scalars.
+
+    Arguments are as of `mllt.losses.mutual.mutual_learning_terms`, checked before; of two experts and one image at least.
+    `offset` is what is added to logits before the distillation's softmax, `(C,)` or None. Without `labels`, the first result is
+    0. Nothing waits for an accelerator.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor | None,
+        offset: Tensor | None,
+        temperature: float,
+        target: str,
+        detach: bool,
+    ) -> tuple[Tensor, Tensor]:
+        experts, batch, _ = logits.shape
+        shared = temperature == 1 and offset is None  # one softmax serves both terms
+        soft = torch.empty_like(logits, dtype=exact_type(logits.dtype), memory_format=torch.contiguous_format)
+        entropy, mutual = soft.new_zeros(()), soft.new_zeros(())
+        for rows in _blocks(logits):
+            raw = logits[:, rows].to(soft.dtype)
+            scaled = raw if shared else scale(raw, offset, temperature)
+            log_sum = log_sum_exp(scaled, softmax(scaled, soft[:, rows]))
+            if labels is not None:
+                own = raw.gather(-1, labels[rows].expand(experts, -1).unsqueeze(-1)).squeeze(-1)
+                entropy += ((log_sum if shared else log_sum_exp(raw, softmax(raw))) - own).sum()
+            if target == "peers":
+                mutual += from_mean(scaled).mul_(soft[:, rows]).sum()
+            else:
+                together = total(scaled).div_(experts).unsqueeze(0)
+                mutual += (log_sum - log_sum_exp(together, softmax(together))).sum()
+        ctx.save_for_backward(logits, labels, offset)
+        ctx.soft, ctx.shared, ctx.temperature, ctx.target = soft, shared, temperature, target
+        ctx.factor, ctx.joint = pairs(experts, target) * temperature / batch, target == "peers" and not detach
+        return entropy / batch, mutual * (ctx.factor * temperature)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_entropy: Tensor, of_mutual: Tensor) -> tuple[Tensor | None, ...]:
+        logits, labels, offset = ctx.saved_tensors
+        experts, batch, _ = logits.shape
+        pull, push = of_mutual * ctx.factor, of_entropy / batch
+        once_more = ctx.soft is None  # the graph was retained, and the softmax has become the first gradient
+        gradient = torch.empty_like(logits, dtype=exact_type(logits.dtype)) if once_more else ctx.soft
+        ctx.soft = None
+
+        for rows in _blocks(logits):
+            own, raw = gradient[:, rows], logits[:, rows].to(gradient.dtype)
+            needed = once_more or ctx.joint or ctx.target == "mean"
+            scaled = scale(raw, offset, ctx.temperature) if needed and not ctx.shared else raw
+            if once_more:
+                softmax(scaled, own)
+            if ctx.target == "peers":
+                teacher = total(own).div_(experts)
+            else:
+                teacher = softmax(total(scaled).div_(experts).unsqueeze(0)).squeeze(0)
+            if ctx.joint:
+                apart = from_mean(scaled)
+                teacher = teacher - apart.sub_((own * apart).sum(dim=-1, keepdim=True)).mul_(own)
+            own *= pull + push if labels is not None and ctx.shared else pull
+            own -= teacher.mul_(pull)
+            if labels is not None and not ctx.shared:
+                own += softmax(raw).mul_(push)
+        if labels is not None:
+            gradient[:, torch.arange(batch, device=labels.device), labels] -= push
+        return gradient.to(logits.dtype), None, None, None, None, None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What the fused and the chunked form share
+
+
+def softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
+    """Softmax over the classes of `(N, b, C)`, expert by expert, as they lie in memory as the kernel wants them."""
+    out = torch.empty_like(logits, memory_format=torch.contiguous_format) if out is None else out
+    for of_one, its_out in zip(logits, out, strict=True):
+        torch.softmax(of_one, dim=-1, out=its_out)
+    return out
+
+
+def log_sum_exp(logits: Tensor, soft: Tensor) -> Tensor:
+    """log sum_c exp z_c, `(N, b)`, of logits `(N, b, C)` and their softmax: its largest is 1 / sum_c exp(z_c - max z)."""
+    return logits.amax(dim=-1) - soft.amax(dim=-1).log()
+
+
+def scale(logits: Tensor, offset: Tensor | None, temperature: float) -> Tensor:
+    """(z + offset) / T, anew."""
+    return (logits if offset is None else logits + offset) / temperature
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over the first axis, of two or more, anew; whole slices are added three times as fast as by `Tensor.sum`."""
+    result = values[0] + values[1]
+    for value in values[2:]:
+        result += value
+    return result
+
+
+def from_mean(values: Tensor) -> Tensor:
+    """How far each of the first axis lies from their mean, anew."""
+    return values.sub(total(values), alpha=1 / len(values))
+
+
+def pairs(experts: int, target: str) -> float:
+    """What a sum over experts is to be multiplied with: N / (N - 1) for peers, where it has N terms that are 0."""
+    return experts / (experts - 1) if target == "peers" else 1.0
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    """The batch of `(N, B, C)` in parts."""
+    experts, batch, classes = logits.shape
+    elements = _BLOCK_PER_THREAD * torch.get_num_threads() if logits.device.type == "cpu" else _BLOCK_ON_ACCELERATOR
+    images = max(1, elements // (experts * classes))
+    return [slice(first, first + images) for first in range(0, batch, images)]
