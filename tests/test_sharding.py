@@ -15,8 +15,9 @@ from tests import sharded_worker
 
 import mllt
 from mllt.cli import CONFIG_MODULE
-from mllt.methods import load_checkpoint
-from mllt.sharding import ShardedStrategy
+from mllt.errors import ArgumentError
+from mllt.methods import MutualLTModule, load_checkpoint
+from mllt.sharding import ShardedStrategy, check_can_be_sharded
 
 
 def test_the_group_asks_for_gpus():
@@ -87,3 +88,9 @@ def test_what_needs_a_whole_network_is_refused(trained):
     for refusal, word in zip(results["refusals"], ("several stages", "ema_decay", "decay_norm_and_bias"), strict=True):
         assert "cannot be sharded (trainer=fsdp)" in refusal
         assert word in refusal
+
+
+def test_chunks_of_classes_are_refused_where_no_device_has_whole_heads():
+    module = MutualLTModule(class_counts=[9, 3, 1], network="resnet20", class_chunk=2)
+    with pytest.raises(ArgumentError, match=r"cannot be sharded \(trainer=fsdp\): class_chunk"):
+        check_can_be_sharded(module)

@@ -77,6 +77,9 @@ def check_can_be_sharded(module: LongTailedModule) -> None:
         "decay_norm_and_bias=false tells weights by their shape, which shards do not keep": (
             not module.hparams["decay_norm_and_bias"]
         ),
+        "class_chunk reads the weights of the heads, of which a device has but a share": (
+            module.hparams.get("class_chunk") is not None
+        ),
     }
     for problem, holds in problems.items():
         if holds:

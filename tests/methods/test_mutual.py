@@ -105,6 +105,7 @@ def test_the_settings_travel_with_the_checkpoint(small, loader, make_trainer, tm
         "mutual_probabilities": "balanced",
         "detach_peers": False,
         "mutual_warmup_epochs": 3,
+        "class_chunk": 2,
     }
     trainer = make_trainer()
     trainer.fit(MutualLTModule(**small, **settings), loader)
@@ -114,8 +115,48 @@ def test_the_settings_travel_with_the_checkpoint(small, loader, make_trainer, tm
 
 
 @pytest.mark.parametrize(
+    "settings", [{}, {"head": "cosine", "temperature": 2.0}, {"num_experts": 1}, {"mutual_probabilities": "balanced"}], ids=str
+)
+def test_chunks_of_classes_train_the_same_network(small, loader, make_trainer, settings):
+    states = []
+    for chunk in (None, 2):
+        torch.manual_seed(0)
+        module = MutualLTModule(**{**small, **settings}, class_chunk=chunk).double()
+        trainer = make_trainer(2)
+        trainer.fit(module, loader)
+        states.append({**module.state_dict(), "loss": trainer.callback_metrics["train/loss"].double()})
+    assert_close(states[1], states[0], rtol=1e-6, atol=1e-9)
+
+
+def test_chunks_of_classes_never_make_the_logits_of_all(small, loader, make_trainer):
+    module = MutualLTModule(**small, class_chunk=2)
+    module.network.forward = module.network.classify = None  # what would make them
+    trainer = make_trainer()
+    trainer.fit(module, loader)
+    assert trainer.callback_metrics["train/mutual"] > 0
+
+
+class Scaled(torch.nn.Linear):
+    def forward(self, features):
+        return 2 * super().forward(features)
+
+
+def test_chunks_of_classes_are_refused_for_heads_whose_logits_they_do_not_know(small):
+    class Own(MutualLTModule):
+        def make_network(self, **changes):
+            network = super().make_network(**changes)
+            network.heads[1] = Scaled(network.feature_dim, network.num_classes)
+            return network
+
+    assert Own(**small).num_experts == 3
+    with pytest.raises(ArgumentError, match=r"Expected linear or cosine heads, alike in all experts.*LinearHead, Scaled"):
+        Own(**small, class_chunk=2)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"class_chunk": 0}, "Expected `class_chunk` .* at least 1"),
         ({"temperature": 0}, r"Expected `temperature` .* above 0, but got 0"),
         ({"temperature": "2"}, r"Expected `temperature`"),
         ({"mutual_weight": float("inf")}, r"Expected `mutual_weight`"),

@@ -1,6 +1,7 @@
 """Losses as pure functions of logits and class counts."""
 
 from mllt.losses.ace import COMPLEMENTS, complement_loss, owned_cross_entropy
+from mllt.losses.chunked import chunked_mutual_learning_terms
 from mllt.losses.contrastive import guided_contrastive_loss
 from mllt.losses.cross_entropy import expert_cross_entropy
 from mllt.losses.distillation import distillation_loss, virtual_example_loss, virtual_examples
@@ -15,6 +16,7 @@ __all__ = [
     "MUTUAL_TARGETS",
     "SMOOTHINGS",
     "balanced_softmax_loss",
+    "chunked_mutual_learning_terms",
     "complement_loss",
     "distillation_loss",
     "drw_weights",

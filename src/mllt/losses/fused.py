@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mllt.errors import ArgumentError
 from mllt.losses.checks import exact_type
 
 # Elements of the logits that are worked on at once: what stays in a core's cache, or what keeps an accelerator busy.
@@ -59,8 +59,8 @@ class MutualTerms(torch.autograd.Function):
         return entropy / batch, mutual * (ctx.factor * temperature)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_entropy: Tensor, of_mutual: Tensor) -> tuple[Tensor | None, ...]:
+        check_differentiated_once()
         logits, labels, offset = ctx.saved_tensors
         experts, batch, _ = logits.shape
         pull, push = of_mutual * ctx.factor, of_entropy / batch
@@ -92,6 +92,18 @@ class MutualTerms(torch.autograd.Function):
 
 # ---------------------------------------------------------------------------------------------------------------
 # What the fused and the chunked form share
+
+
+def check_differentiated_once() -> None:
+    """Raise `ArgumentError` where a gradient is to be differentiated again, as a penalty on gradients does.
+
+    PyTorch's `once_differentiable` lets that pass where the loss is what is differentiated, and gives constants.
+    """
+    if torch.is_grad_enabled():
+        raise ArgumentError(
+            "Expected the mutual-learning objective to be differentiated once, but got create_graph=True. Leave that out; for "
+            "gradients of gradients, write the terms in PyTorch's own functions (log_softmax, kl_div)."
+        )
 
 
 def softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from mllt.errors import check_bool, check_choice, check_integer, check_number
-from mllt.losses import MUTUAL_TARGETS, expert_cross_entropy, mutual_learning_terms
+from mllt.data.sources import Batch, PairedBatch
+from mllt.errors import ArgumentError, check_bool, check_choice, check_integer, check_number
+from mllt.losses import MUTUAL_TARGETS, chunked_mutual_learning_terms, expert_cross_entropy, mutual_learning_terms
 from mllt.methods.base import LongTailedModule
+from mllt.networks.heads import CosineHead, LinearHead
 
 PROBABILITIES = ("raw", "balanced")
 
@@ -38,6 +40,9 @@ class MutualLTModule(LongTailedModule):
         mutual_probabilities: "raw", or "balanced": softmax((z - log pi) / T), the prior taken out first.
         detach_peers: whether the targets are constants.
         mutual_warmup_epochs: epochs over which w grows linearly from 0: w * min(1, epoch / mutual_warmup_epochs).
+        class_chunk: for label sets whose logits `(N, B, C)` do not fit: in training, go through so many classes at a time,
+            linear or cosine heads only. Loss and gradients are the same to rounding; the logits are computed twice, a third
+            more work in the heads. Evaluation is as ever. None: all classes at once.
         common: see `LongTailedModule`.
 
     Raises:
@@ -66,6 +71,7 @@ class MutualLTModule(LongTailedModule):
         mutual_probabilities: str = "raw",
         detach_peers: bool = True,
         mutual_warmup_epochs: int = 0,
+        class_chunk: int | None = None,
         **common: Any,
     ) -> None:
         super().__init__(num_experts=num_experts, **common)
@@ -76,6 +82,31 @@ class MutualLTModule(LongTailedModule):
             mutual_probabilities=check_choice("mutual_probabilities", mutual_probabilities, PROBABILITIES),
             detach_peers=check_bool("detach_peers", detach_peers),
             mutual_warmup_epochs=check_integer("mutual_warmup_epochs", mutual_warmup_epochs, 0),
+            class_chunk=None if class_chunk is None else check_integer("class_chunk", class_chunk, 1),
+        )
+        if class_chunk is not None:
+            self._heads()  # refuse now what has no such heads
+
+    def losses(self, batch: Batch | PairedBatch) -> dict[str, Tensor]:
+        chunk = self.hparams["class_chunk"]
+        if chunk is None:
+            return super().losses(batch)
+        heads, features = self._heads(), self.network.features(batch.images)
+        terms = chunked_mutual_learning_terms(features, labels=batch.targets, chunk=chunk, **heads, **self._mutual_settings())
+        return self._weighted(*terms)
+
+    def _heads(self) -> dict[str, Any]:
+        """What the heads make logits of, as arguments of `chunked_mutual_learning_terms`."""
+        heads = list(self.network.heads)
+        if all(type(head) is CosineHead for head in heads) and len({head.scale for head in heads}) == 1:
+            return {"weights": [head.weight for head in heads], "biases": None, "cosine_scale": heads[0].scale}
+        if all(type(head) in (LinearHead, nn.Linear) for head in heads) and len({head.bias is None for head in heads}) == 1:
+            biases = None if heads[0].bias is None else [head.bias for head in heads]
+            return {"weights": [head.weight for head in heads], "biases": biases}
+        kinds = ", ".join(type(head).__name__ for head in heads)
+        raise ArgumentError(
+            "Expected linear or cosine heads, alike in all experts, with `class_chunk`, which computes their logits itself, "
+            f"but got {kinds}. Set class_chunk=None, or head='linear' or head='cosine'."
         )
 
     def objective(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
