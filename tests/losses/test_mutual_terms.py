@@ -9,12 +9,12 @@ from tests.reference import losses as reference
 from tests.reference.memory import peak
 from torch.testing import assert_close
 
+from mllt import blocks
 from mllt.errors import ArgumentError
 from mllt.losses import (
     MUTUAL_TARGETS,
     chunked_mutual_learning_terms,
     expert_cross_entropy,
-    fused,
     mutual_distillation_loss,
     mutual_learning_terms,
 )
@@ -31,10 +31,10 @@ every_setting = pytest.mark.parametrize(
 
 
 @pytest.fixture(params=["one block", "a block per image"])
-def blocks(request, monkeypatch):
+def cut(request, monkeypatch):
     """The batch at once, and image by image."""
     if request.param == "a block per image":
-        monkeypatch.setattr(fused, "_BLOCK_PER_THREAD", 1)
+        monkeypatch.setattr(blocks, "PER_THREAD", 1)
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -54,7 +54,7 @@ def gradients(terms, leaves, retain_graph=False):
     return torch.autograd.grad(1.5 * terms[0] - 0.4 * terms[1], leaves, retain_graph=retain_graph)
 
 
-@pytest.mark.usefixtures("blocks")
+@pytest.mark.usefixtures("cut")
 @every_setting
 def test_both_terms_and_their_gradient_are_those_of_the_loop_over_pairs(settings):
     logits = normal(3, 7, 5).requires_grad_()
@@ -63,7 +63,7 @@ def test_both_terms_and_their_gradient_are_those_of_the_loop_over_pairs(settings
     assert_close(gradients(terms, logits), gradients(slow, logits), rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.usefixtures("blocks")
+@pytest.mark.usefixtures("cut")
 @pytest.mark.parametrize("target", MUTUAL_TARGETS)
 def test_the_gradient_is_that_of_finite_differences(target):
     logits = normal(3, 7, 5).requires_grad_()
@@ -71,7 +71,7 @@ def test_the_gradient_is_that_of_finite_differences(target):
     assert torch.autograd.gradcheck(lambda z: mutual_learning_terms(z, LABELS, 2.0, **settings), (logits,))
 
 
-@pytest.mark.usefixtures("blocks")
+@pytest.mark.usefixtures("cut")
 @every_setting
 def test_a_retained_graph_gives_the_same_gradient_again(settings):
     logits = normal(3, 7, 5).requires_grad_()
@@ -87,7 +87,7 @@ def test_each_term_may_be_left_out_of_the_sum():
         assert_close(gradient, torch.autograd.grad(alone, logits)[0])
 
 
-@pytest.mark.usefixtures("blocks")
+@pytest.mark.usefixtures("cut")
 def test_logits_are_left_as_they_are_and_may_lie_in_memory_as_they_like():
     logits = normal(7, 5, 3).permute(2, 0, 1).requires_grad_()
     before = logits.detach().clone()
@@ -96,7 +96,7 @@ def test_logits_are_left_as_they_are_and_may_lie_in_memory_as_they_like():
     assert torch.equal(logits, before)
 
 
-@pytest.mark.usefixtures("blocks")
+@pytest.mark.usefixtures("cut")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @every_setting
 def test_half_precision_is_computed_in_float32_and_its_gradient_rounded_once(settings, dtype):
@@ -108,7 +108,7 @@ def test_half_precision_is_computed_in_float32_and_its_gradient_rounded_once(set
     assert torch.equal(gradients(terms, halves)[0], gradients(exact, floats)[0].to(dtype))
 
 
-@pytest.mark.usefixtures("blocks")
+@pytest.mark.usefixtures("cut")
 def test_one_expert_has_cross_entropy_alone():
     logits = normal(1, 7, 5).requires_grad_()
     terms = mutual_learning_terms(logits, LABELS)
@@ -167,7 +167,7 @@ def test_a_label_that_is_no_class_is_refused(label):
 
 @pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[-5]], ids=["plain", "unlike softmaxes"])
 def test_beside_the_logits_no_more_than_one_tensor_of_their_size_is_held(settings, monkeypatch):
-    monkeypatch.setattr(fused, "_BLOCK_PER_THREAD", 1)
+    monkeypatch.setattr(blocks, "PER_THREAD", 1)
     logits = normal(3, 7, 2000).requires_grad_()
     counts = None if settings["class_counts"] is None else torch.arange(1, 2001)
 

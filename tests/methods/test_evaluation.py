@@ -7,6 +7,8 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from tests.reference import metrics as reference
 
+from mllt import blocks
+from mllt.errors import ArgumentError
 from mllt.methods.evaluation import Evaluation, percent
 
 COUNTS = [500, 101, 100, 20, 19, 3]
@@ -132,3 +134,52 @@ def test_reliability_is_the_ensembles_in_percent_and_none_for_an_empty_bin():
             right = (guess == targets)[within].double().mean().item()
             assert bins["accuracy"][number] == pytest.approx(100 * right)
             assert bins["confidence"][number] == pytest.approx(100 * confidence[within].mean().item(), abs=1e-4)
+
+
+def test_several_test_priors_are_told_in_one_pass_as_each_alone(monkeypatch):
+    monkeypatch.setattr(blocks, "PER_THREAD", 7 * 2 * 6)  # seven images at a time
+    logits, targets = some(300)
+    offsets = torch.stack([OFFSET, -OFFSET, OFFSET.flip(0)])
+    evaluation = Evaluation(torch.tensor(COUNTS), 2, ensemble="probabilities", compensations=("uniform", "train", "odd"))
+    evaluation.update(logits, targets, offsets)
+    together = evaluation.compute()
+    for name, offset in zip(("uniform", "train", "odd"), offsets, strict=True):
+        alone = Evaluation(torch.tensor(COUNTS), 2, ensemble="probabilities")
+        alone.update(logits, targets, offset)
+        table = alone.compute()
+        assert together["ensemble"][name] == table["ensemble"]["compensated"]
+        assert together["experts"][1][name] == table["experts"][1]["compensated"]
+        assert together["per_class"][name] == table["per_class"]["compensated"]
+        assert together["reliability"][name] == table["reliability"]["compensated"]
+        assert together["ensemble"]["raw"] == table["ensemble"]["raw"]
+
+
+@pytest.mark.parametrize("names", [("forward", "forward"), ("raw",)])
+def test_compensations_of_one_name_are_refused(names):
+    with pytest.raises(ArgumentError, match="names of compensations that differ"):
+        Evaluation(torch.tensor(COUNTS), 2, compensations=names)
+
+
+def test_images_that_do_not_count_leave_no_trace():
+    logits, targets = some(90)
+    counted = torch.arange(90) < 50
+    evaluation = Evaluation(torch.tensor(COUNTS), 2)
+    evaluation.update(logits, targets, OFFSET, counted=counted)
+    evaluation.update(logits, targets, OFFSET, counted=torch.tensor(False))
+    assert evaluation.compute() == filled((logits[:, :50], targets[:50])).compute()
+
+
+def test_a_target_that_is_no_class_is_refused():
+    with pytest.raises(ArgumentError, match="Expected `targets` to hold class numbers from 0 to 5, but got 6"):
+        Evaluation(torch.tensor(COUNTS), 2).update(torch.zeros(2, 2, 6), torch.tensor([0, 6]), OFFSET)
+
+
+@pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
+def test_taking_in_a_batch_asks_an_accelerator_for_no_value(ensemble):
+    # on "meta", a tensor has a shape but no values, and whoever asks for one gets an error
+    evaluation = Evaluation(torch.tensor(COUNTS), 2, ensemble=ensemble, compensations=("uniform", "train")).to("meta")
+    logits, targets = torch.zeros(2, 5, 6, device="meta"), torch.zeros(5, dtype=torch.int64, device="meta")
+    weights = torch.ones(2, 5, 1, device="meta")
+    for given in (None, weights):
+        evaluation.update(logits, targets, torch.zeros(2, 6, device="meta"), given, targets.new_ones((), dtype=torch.bool))
+    assert evaluation.tallies.correct.shape == (3, 3, 6)

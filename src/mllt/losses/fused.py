@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mllt.blocks import blocks_of_images
 from mllt.errors import ArgumentError
 from mllt.losses.checks import exact_type
-
-# Elements of the logits that are worked on at once: what stays in a core's cache, or what keeps an accelerator busy.
-_BLOCK_PER_THREAD, _BLOCK_ON_ACCELERATOR = 2**19, 2**23
 
 
 class MutualTerms(torch.autograd.Function):
@@ -41,7 +39,7 @@ class MutualTerms(torch.autograd.Function):
         shared = temperature == 1 and offset is None  # one softmax serves both terms
         soft = torch.empty_like(logits, dtype=exact_type(logits.dtype), memory_format=torch.contiguous_format)
         entropy, mutual = soft.new_zeros(()), soft.new_zeros(())
-        for rows in _blocks(logits):
+        for rows in blocks_of_images(logits):
             raw = logits[:, rows].to(soft.dtype)
             scaled = raw if shared else scale(raw, offset, temperature)
             log_sum = log_sum_exp(scaled, softmax(scaled, soft[:, rows]))
@@ -68,7 +66,7 @@ class MutualTerms(torch.autograd.Function):
         gradient = torch.empty_like(logits, dtype=exact_type(logits.dtype)) if once_more else ctx.soft
         ctx.soft = None
 
-        for rows in _blocks(logits):
+        for rows in blocks_of_images(logits):
             own, raw = gradient[:, rows], logits[:, rows].to(gradient.dtype)
             needed = once_more or ctx.joint or ctx.target == "mean"
             scaled = scale(raw, offset, ctx.temperature) if needed and not ctx.shared else raw
@@ -140,11 +138,3 @@ def from_mean(values: Tensor) -> Tensor:
 def pairs(experts: int, target: str) -> float:
     """What a sum over experts is to be multiplied with: N / (N - 1) for peers, where it has N terms that are 0."""
     return experts / (experts - 1) if target == "peers" else 1.0
-
-
-def _blocks(logits: Tensor) -> list[slice]:
-    """The batch of `(N, B, C)` in parts."""
-    experts, batch, classes = logits.shape
-    elements = _BLOCK_PER_THREAD * torch.get_num_threads() if logits.device.type == "cpu" else _BLOCK_ON_ACCELERATOR
-    images = max(1, elements // (experts * classes))
-    return [slice(first, first + images) for first in range(0, batch, images)]

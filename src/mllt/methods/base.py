@@ -505,8 +505,8 @@ class LongTailedModule(L.LightningModule):
     def _evaluate(self, batch: Any) -> None:
         batch = as_batch(batch, self.dtype)  # type: ignore[arg-type]
         logits, weights = self.judge(batch.images)
-        if batch.weight > 0:  # not an image that only fills up, so that every device takes as many steps
-            self.evaluation.update(logits.float(), batch.targets, self.compensation, weights)
+        counted = batch.weight > 0  # not an image that only fills up, so that every device takes as many steps
+        self.evaluation.update(logits.float(), batch.targets, self.compensation, weights, counted)
 
     def _log_table(self, split: str, table: dict[str, Any]) -> None:
         """The ensemble's whole rows, and each expert's accuracy over all; what is n/a is left out."""

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from mllt.errors import ArgumentError, check_choice, check_integer
 from mllt.metrics.ensemble import ENSEMBLES
-from mllt.metrics.shot_accuracy import check_logits, check_num_experts, count_predictors, result_dtype, right_answers
+from mllt.metrics.shot_accuracy import check_logits, check_num_experts, count_predictors, judge, result_dtype
 
 # Confidences are added up as whole multiples of 2^-32: integer sums come out the same in any order, float sums do not.
 # A float32 confidence above 1/512 is such a multiple exactly; others move by at most 2^-33. Room for 2^31 images a bin.
@@ -51,7 +51,7 @@ def calibration_error(logits: Tensor, target: Tensor, num_bins: int = 15, ensemb
         shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ArgumentError(f"Expected `logits` to be of shape (B, C) or (N, B, C), but got {shape}.")
     num_experts = check_num_experts(None if logits.ndim == 2 else logits.shape[0])
-    errors = _error(*_bins(*check_logits("logits", logits, target, num_experts, ensemble=ensemble), num_bins))
+    errors = error_of_bins(*_bins(*check_logits("logits", logits, target, num_experts, ensemble=ensemble), num_bins))
     return errors[0] if num_experts is None else errors
 
 
@@ -117,33 +117,45 @@ class ExpectedCalibrationError(Metric):
             {"count": int64, "accuracy", "confidence": fractions, NaN in empty bins}, each `(P, M)`, bin m of ((m-1)/M, m/M].
         """
         with self.sync_context(should_sync=self._to_sync):
-            total, correct, confidence = self.total, self.correct, self.confidence
-        images = total.to(result_dtype(total.device))
-        return {"count": total, "accuracy": correct / images, "confidence": confidence / UNIT / images}
+            return diagram_of_bins(self.total, self.correct, self.confidence)
 
     def compute(self) -> Tensor:
-        errors = _error(self.total, self.correct, self.confidence)
+        errors = error_of_bins(self.total, self.correct, self.confidence)
         return errors[0] if self.num_experts is None else errors
 
 
-def _bins(logits: Tensor, target: Tensor, num_bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Per bin: images, right answers, sum of confidences in `UNIT`s; each int64 `(P, M)`."""
-    predictors = logits.shape[0]
-    confidence = logits.softmax(dim=-1).amax(dim=-1).nan_to_num(nan=1.0)
+def fill_bins(right: Tensor, confidence: Tensor, num_bins: int, counted: Tensor | None = None) -> Tensor:
+    """Per bin: images, right answers, sum of confidences in `UNIT`s; int64 `(3, P, M)`.
+
+    Args:
+        right: bool `(P, B)`, whether each answer is right.
+        confidence: `(P, B)`, of the answers.
+        num_bins: M.
+        counted: bool, `()` or `(B,)`: images that do; None: all.
+    """
+    predictors = len(right)
     # The inner edges, each the float next to k / M, so that a confidence of k / M as a float lies on the edge.
     edges = torch.arange(1, num_bins, dtype=confidence.dtype, device=confidence.device) / num_bins
     # Flat, so that one sum with a fixed result on every device fills all bins of all predictors.
     rows = torch.arange(predictors, device=confidence.device).unsqueeze(1)
     place = (rows * num_bins + torch.bucketize(confidence, edges)).flatten()
-    hits = right_answers(logits, target).long().flatten()
-    values = torch.stack([torch.ones_like(hits), hits, (confidence * UNIT).round().long().flatten()])
-    sums = values.new_zeros(3, predictors * num_bins).index_add(1, place, values)
-    total, correct, summed = sums.view(3, predictors, num_bins)
-    return total, correct, summed
+    values = torch.stack([torch.ones_like(right, dtype=torch.int64), right.long(), (confidence * UNIT).round().long()])
+    values = values if counted is None else values * counted
+    return values.new_zeros(3, predictors * num_bins).index_add(1, place, values.flatten(1)).view(3, predictors, num_bins)
 
 
-def _error(total: Tensor, correct: Tensor, confidence: Tensor) -> Tensor:
+def error_of_bins(total: Tensor, correct: Tensor, confidence: Tensor) -> Tensor:
     """ECE of each predictor `(P,)` from its bins `(P, M)`; in whole numbers up to the last division."""
     gap = (correct * UNIT - confidence).abs().sum(dim=-1)
     dtype = result_dtype(total.device)
     return gap.to(dtype) / UNIT / total.sum(dim=-1).to(dtype)
+
+
+def diagram_of_bins(total: Tensor, correct: Tensor, confidence: Tensor) -> dict[str, Tensor]:
+    """A reliability diagram's bars from bins `(P, M)`: {"count", "accuracy", "confidence"}."""
+    images = total.to(result_dtype(total.device))
+    return {"count": total, "accuracy": correct / images, "confidence": confidence / UNIT / images}
+
+
+def _bins(logits: Tensor, target: Tensor, num_bins: int) -> Tensor:
+    return fill_bins(*judge(logits, target), num_bins)

@@ -247,6 +247,15 @@ def right_answers(logits: Tensor, target: Tensor) -> Tensor:
     return (predicted == target) & ~top.isnan()
 
 
+def judge(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of `(P, B, C)` whether its largest logit is the target's (bool), and the probability that it has.
+
+    A row with a NaN in it is a mistake made with confidence 1.
+    """
+    confidence = logits.softmax(dim=-1).amax(dim=-1).nan_to_num(nan=1.0)
+    return right_answers(logits, target), confidence
+
+
 def result_dtype(device: torch.device) -> torch.dtype:
     """float64, except on MPS, which has none."""
     return torch.float32 if device.type == "mps" else torch.float64
