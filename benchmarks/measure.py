@@ -6,10 +6,12 @@ the figure to trust is the ratio of neighbours: its median, and the spread of it
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -133,3 +135,55 @@ def compare(
         target=target,
         note=note,
     )
+
+
+def peak_memory(work: Work) -> float:
+    """Megabytes (10^6 bytes) that one call needs at most beside what there was before it.
+
+    On a GPU, what PyTorch's allocator handed out. Else what the process had resident (Linux only), all that was free given
+    back before, so that memory of an earlier call is not used for nothing; temporaries within kernels count, too.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _resident("VmRSS")
+    work()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{field}:"))) * 1024 / 1e6
+
+
+def compare_memory(
+    what: str,
+    baseline: Work | None,
+    ours: Work,
+    *,
+    rounds: int = 3,
+    floor: float | None = None,
+    floor_is: str = "",
+    target: float | None = None,
+    note: str = "",
+) -> Row:
+    """As `compare`, of what both need at most, in megabytes; `floor` in these. Without a baseline, ours alone."""
+    for work in (baseline, ours):
+        if work is not None:
+            work()  # what a library sets up at its first use
+    measured = [(None if baseline is None else peak_memory(baseline), peak_memory(ours)) for _ in range(rounds)]
+    mine = median(own for _, own in measured)
+    row = Row(what=what, unit="MB", baseline=None, ours=mine, floor=floor, floor_is=floor_is, target=target, note=note)
+    if baseline is None:
+        return row
+    theirs = [their for their, _ in measured if their is not None]
+    ratios = [their / own for their, own in measured if their is not None]
+    low, _, high = quantiles(ratios, n=4) if rounds > 1 else (ratios[0],) * 3
+    return replace(row, baseline=median(theirs), ratio=median(ratios), low=low, high=high)

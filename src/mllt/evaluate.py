@@ -39,6 +39,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     folder = RunFolder.of_checkpoint(config.checkpoint)
     data = stored_data(config, folder)
     check_fits(module, data, config.split)
+    further = further_priors(config, module)
+    module.evaluate_also_under(further, module.hparams["test_prior_factor"])
     trainer = make_trainer(
         "`accelerator`, `devices` and `limit_batches`",
         accelerator=config.accelerator,
@@ -58,8 +60,33 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         output = Path(config.output).expanduser() if config.output else folder.root / f"evaluations/{config.split}-{name}.json"
         write_json(output, results)
         title = f"{config.split}, compensated to {name}"
-        say(table(results["test"], title), caption(results["shot_groups"]), f"Written to {output}")
+        others = [table(only(results["test"], kind), f"{config.split}, compensated to {kind}") for kind in further]
+        say(table(results["test"], title), *others, caption(results["shot_groups"]), f"Written to {output}")
     return results
+
+
+def further_priors(config: DictConfig, module: LongTailedModule) -> dict[str, Any]:
+    """The priors of `also` by the names of their rows."""
+    from omegaconf import OmegaConf
+
+    from mllt.errors import ArgumentError, name_some
+
+    also: Any = OmegaConf.to_container(config.also) if OmegaConf.is_list(config.also) else None
+    if also is None or not all(isinstance(prior, str) for prior in also):
+        raise ArgumentError(
+            f"Expected `also` to be a list of test priors, such as [uniform,backward], but got {config.also!r}."
+        )
+    factor = module.hparams["test_prior_factor"]
+    names = [prior_name(prior, factor if prior in ("forward", "backward") else None) for prior in also]
+    if len(set(names)) < len(names):
+        raise ArgumentError(f"Expected the test priors in `also` to have names that differ, but got {name_some(names)}.")
+    return dict(zip(names, also, strict=True))
+
+
+def only(test: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The table of `Evaluation.compute` with one kind of compensated rows in the place of the first."""
+    experts = [{"raw": row["raw"], "compensated": row[kind]} for row in test["experts"]]
+    return {"experts": experts, "ensemble": {"raw": test["ensemble"]["raw"], "compensated": test["ensemble"][kind]}}
 
 
 def check_fits(module: LongTailedModule, data: LongTailedDataModule, split: str) -> None:

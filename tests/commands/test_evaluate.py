@@ -101,6 +101,19 @@ def test_the_prior_may_be_a_file(mllt_command, run, tmp_path, answers, suffix):
     assert found == pytest.approx(mean_class_accuracy(compensated.mean(0), targets), abs=1e-4)
 
 
+def test_further_priors_are_told_from_the_same_pass_as_each_alone(mllt_command, run):
+    passes = []
+    for also in ("also=[backward,train]", "also=[]", "test_prior=backward", "test_prior=train"):
+        done = mllt_command("evaluate", last(run), also, "test_prior_factor=50", f"output={run / 'out.json'}")
+        assert done.status == 0, done.err
+        passes.append(read_json(run / "out.json")["test"])
+        assert ("compensated to backward-50" in done.out) == ("backward" in also)
+    together, plain, *alone = passes
+    for row, kind in ((together["ensemble"], "ensemble"), (together["per_class"], "per_class")):
+        assert {name: row[name] for name in ("raw", "compensated")} == plain[kind]
+        assert [row[name] for name in ("backward-50", "train")] == [table[kind]["compensated"] for table in alone]
+
+
 def test_the_validation_split_and_the_output_can_be_chosen(mllt_command, run, tmp_path):
     done = mllt_command("evaluate", last(run), "split=val", f"output={tmp_path / 'out' / 'val.json'}")
     assert done.status == 0, done.err
@@ -126,6 +139,9 @@ def test_the_size_of_a_batch_changes_no_digit(mllt_command, run):
         (["test_prior=backwards"], "Did you mean 'backward'?"),
         (["test_prior=backward", "test_prior_factor=0"], "`factor` to be a number of at least 1"),
         (["checkpont=x"], "Did you mean 'checkpoint'?"),
+        (["also=backward"], "`also` to be a list of test priors"),
+        (["also=[backwards]"], "Did you mean 'backward'?"),
+        (["also=[train,train]"], "to have names that differ, but got"),
     ],
 )
 def test_mistakes_are_one_line(mllt_command, run, arguments, said):

@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from tests.reference import metrics as reference
 
-from mllt import blocks
+from mllt import MutualLTModule, blocks
 from mllt.errors import ArgumentError
 from mllt.methods.evaluation import Evaluation, percent
 
@@ -152,6 +152,25 @@ def test_several_test_priors_are_told_in_one_pass_as_each_alone(monkeypatch):
         assert together["per_class"][name] == table["per_class"]["compensated"]
         assert together["reliability"][name] == table["reliability"]["compensated"]
         assert together["ensemble"]["raw"] == table["ensemble"]["raw"]
+
+
+def test_a_module_tells_further_priors_without_asking_its_network_again(small, loader, make_trainer):
+    module, calls = MutualLTModule(**small), []
+    module.network.register_forward_hook(lambda *_: calls.append(1))
+    tables = []
+    for further in ({}, {"there": "train", "and back": "backward"}, {}):
+        calls.clear()
+        module.evaluate_also_under(further, factor=10)
+        make_trainer().test(module, loader, verbose=False)
+        tables.append(module.test_results)
+        assert len(calls) == len(loader)
+    assert list(tables[1]["ensemble"]) == ["raw", "compensated", "there", "and back"]
+    assert tables[0] == tables[2]
+    module.set_test_prior("backward", 10)
+    make_trainer().test(module, loader, verbose=False)
+    assert module.test_results["experts"][0]["compensated"] == tables[1]["experts"][0]["and back"]
+    assert module.half().further.dtype == torch.float32
+    assert "further" not in module.state_dict()
 
 
 @pytest.mark.parametrize("names", [("forward", "forward"), ("raw",)])

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from mllt.errors import ArgumentError
 from mllt.metrics import ShotAccuracy, shot_accuracy
+from mllt.metrics.shot_accuracy import right_answers
 
 COUNTS = [500, 101, 100, 50, 20, 19, 1]  # many, many, then on both edges and between, few, few
 GROUPS = ("many", "medium", "few", "all")
@@ -293,3 +294,18 @@ def test_bad_batches(num_experts, preds, target, message):
 def test_bad_tallies(correct, total, message):
     with pytest.raises(ArgumentError, match=message):
         shot_accuracy(correct, total, [500, 50, 5])
+
+
+@pytest.mark.parametrize("values", [3, 1000], ids=["many ties", "few ties"])
+def test_the_first_of_the_largest_decides_whether_rows_tie_or_not(values):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(values, (400, 5), generator=generator).float()
+    logits[:3, 2] = torch.tensor([math.inf, -math.inf, math.nan])
+    target = torch.randint(5, (400,), generator=generator)
+    for size in (1, 400):  # alone, a row without ties is judged in another way than among others
+        hits = torch.cat(
+            [right_answers(logits[i : i + size].unsqueeze(0), target[i : i + size])[0] for i in range(0, 400, size)]
+        )
+        expected = [reference.first_largest(row) == label for row, label in zip(logits.tolist(), target.tolist(), strict=True)]
+        expected[2] = False  # a row with a NaN
+        assert hits.tolist() == expected

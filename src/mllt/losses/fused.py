@@ -44,8 +44,11 @@ class MutualTerms(torch.autograd.Function):
             scaled = raw if shared else scale(raw, offset, temperature)
             log_sum = log_sum_exp(scaled, softmax(scaled, soft[:, rows]))
             if labels is not None:
-                own = raw.gather(-1, labels[rows].expand(experts, -1).unsqueeze(-1)).squeeze(-1)
-                entropy += ((log_sum if shared else log_sum_exp(raw, softmax(raw))) - own).sum()
+                own = labels[rows].expand(experts, -1).unsqueeze(-1)
+                if shared:
+                    entropy += (log_sum - raw.gather(-1, own).squeeze(-1)).sum()
+                else:
+                    entropy -= raw.log_softmax(dim=-1).gather(-1, own).sum()
             if target == "peers":
                 mutual += from_mean(scaled).mul_(soft[:, rows]).sum()
             else:
@@ -119,7 +122,10 @@ def log_sum_exp(logits: Tensor, soft: Tensor) -> Tensor:
 
 def scale(logits: Tensor, offset: Tensor | None, temperature: float) -> Tensor:
     """(z + offset) / T, anew."""
-    return (logits if offset is None else logits + offset) / temperature
+    if offset is None:
+        return logits * (1 / temperature)
+    moved = logits + offset
+    return moved if temperature == 1 else moved.mul_(1 / temperature)
 
 
 def total(values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from mllt.errors import ArgumentError, check_bool, check_choice, check_number
 from mllt.longtail import as_tensor
 from mllt.losses.checks import balancing_offset, check_classes, check_logits, exact_type
 from mllt.losses.cross_entropy import expert_cross_entropy
-from mllt.losses.fused import MutualTerms, scale
+from mllt.losses.fused import MutualTerms
 
 MUTUAL_TARGETS = ("peers", "mean")
 
@@ -134,7 +134,7 @@ def _terms(
         return MutualTerms.apply(logits, labels, offset, temperature, target, detach)
     logits = logits.to(exact_type(logits.dtype))  # a compiler makes its own blocks, out of the formula as it stands
     entropy = logits.new_zeros(()) if labels is None else expert_cross_entropy(logits, labels)
-    scaled = scale(logits, offset, temperature)
+    scaled = (logits if offset is None else logits + offset) / temperature
     log_p = scaled.log_softmax(dim=-1)
     teacher = log_p if target == "peers" else scaled.mean(dim=0, keepdim=True).log_softmax(dim=-1)
     if detach:

@@ -105,6 +105,7 @@ class LongTailedModule(L.LightningModule):
 
     class_counts: Tensor
     compensation: Tensor
+    further: Tensor
     network: Any  # an `ExpertNetwork`, or what has its attributes
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -185,6 +186,8 @@ class LongTailedModule(L.LightningModule):
         self._stage: str | None = None  # the first one, until one begins
         self.register_buffer("class_counts", counts)
         self.register_buffer("compensation", torch.zeros(counts.numel()), persistent=False)
+        self.register_buffer("further", torch.zeros(0, counts.numel()), persistent=False)
+        self._further_names: tuple[str, ...] = ()
         self.set_test_prior(test_prior, test_prior_factor)
         self.use_network(self.make_network())
         self.train_means = nn.ModuleDict()  # of the terms of the loss, by name
@@ -241,10 +244,14 @@ class LongTailedModule(L.LightningModule):
 
     def use_network(self, network: Any) -> None:
         """Make this the module's network: what is trained, evaluated and predicts."""
-        hp = self.hparams
         self.network = network
+        self._make_evaluation()
+
+    def _make_evaluation(self) -> None:
+        hp = self.hparams
         rule = (hp["many_above"], hp["few_below"], hp["shot_edges_inclusive"])
-        self.evaluation = Evaluation(self.class_counts, network.num_experts, *rule, hp["ensemble"])
+        kinds = (*KINDS[1:], *self._further_names)
+        self.evaluation = Evaluation(self.class_counts, self.network.num_experts, *rule, hp["ensemble"], kinds)
         self.to(self.class_counts.device)
 
     def lr_factor(self, name: str) -> float:
@@ -371,17 +378,37 @@ class LongTailedModule(L.LightningModule):
 
     def set_test_prior(self, prior: str | Sequence[float] | Tensor | None, factor: float = 100.0) -> None:
         """Compensate to this class prior from now on; see `mllt.longtail.resolve_test_prior`."""
+        self.compensation = self._compensation_to(prior, factor)
+        portable = _portable_prior(prior, self.class_counts.cpu(), factor)
+        self.hparams.update(plain_values({"test_prior": portable, "test_prior_factor": factor}))
+
+    def _compensation_to(self, prior: str | Sequence[float] | Tensor | None, factor: float) -> Tensor:
         counts = self.class_counts.cpu()
         fitted = counts if self.fits == "train" else torch.ones_like(counts)
         offset = compensation_offset(fitted, resolve_test_prior(prior, counts, factor))
-        self.compensation = offset.float().to(self.compensation.device)
-        self.hparams.update(plain_values({"test_prior": _portable_prior(prior, counts, factor), "test_prior_factor": factor}))
+        return offset.float().to(self.compensation.device)
+
+    def evaluate_also_under(self, priors: Mapping[str, str | Sequence[float] | Tensor | None], factor: float = 100.0) -> None:
+        """Have the table tell rows under further class priors, from the same pass over the images, until called again.
+
+        Args:
+            priors: of the test data, by the name that each kind of row is to have beside "raw" and "compensated" (see
+                `Evaluation.compute`); none to have these two alone. What they are is as of `mllt.longtail.resolve_test_prior`.
+            factor: imbalance factor of "forward" and "backward".
+
+        Raises:
+            ArgumentError: a prior that does not resolve, or a name that is taken.
+        """
+        offsets = [self._compensation_to(prior, factor) for prior in priors.values()]
+        self._further_names, self.further = tuple(priors), torch.stack([self.compensation, *offsets])[1:]
+        self._make_evaluation()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LongTailedModule:
         """Whatever type the module is brought to, the compensation stays float32."""
-        exact = self.compensation
+        exact = {name: getattr(self, name) for name in ("compensation", "further")}
         super()._apply(fn, recurse)
-        self.compensation = exact.to(self.compensation.device)
+        for name, value in exact.items():
+            setattr(self, name, value.to(getattr(self, name).device))
         return self
 
     # -------------------------------------------------------------------------------------------- Lightning's side
@@ -506,7 +533,8 @@ class LongTailedModule(L.LightningModule):
         batch = as_batch(batch, self.dtype)  # type: ignore[arg-type]
         logits, weights = self.judge(batch.images)
         counted = batch.weight > 0  # not an image that only fills up, so that every device takes as many steps
-        self.evaluation.update(logits.float(), batch.targets, self.compensation, weights, counted)
+        offsets = torch.cat([self.compensation.unsqueeze(0), self.further])
+        self.evaluation.update(logits.float(), batch.targets, offsets, weights, counted)
 
     def _log_table(self, split: str, table: dict[str, Any]) -> None:
         """The ensemble's whole rows, and each expert's accuracy over all; what is n/a is left out."""

@@ -96,9 +96,11 @@ class Evaluation(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Of every kind and predictor, whether it is right about each image, and how sure: `(1 + K, N + 1, b)`."""
         judged = []
+        rows = logits.new_empty(len(logits) + 1, *logits.shape[1:])
         for offset in offsets:
-            together = ensemble_logits(logits, self.ensemble, weights, offset)
-            judged.append(judge(torch.cat([logits + offset, together.unsqueeze(0)]), targets))
+            torch.add(logits, offset, out=rows[:-1])
+            rows[-1] = ensemble_logits(logits, self.ensemble, weights, offset)
+            judged.append(judge(rows, targets))
         right, confidence = zip(*judged, strict=True)
         return torch.stack(right), torch.stack(confidence)
 
