@@ -72,11 +72,13 @@ def step(way: Step, experts: int = EXPERTS, batch: int = BATCH, classes: int = C
 # ------------------------------------------------------------------------------------------- a million of classes
 
 
-def head_step(chunk: int | None, classes: int, experts: int = 3, batch: int = 16, size: int = 16) -> Callable[[], None]:
+def head_step(
+    chunk: int | None, classes: int, batch: int = 16, dtype: torch.dtype = torch.float32, experts: int = 3, size: int = 16
+) -> Callable[[], list[Tensor]]:
     """From features, through linear heads, to the gradients of their weights; the logits at once, or in chunks."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(experts, batch, size, generator=generator).to(DEVICE).requires_grad_()
-    weights = [torch.randn(classes, size, generator=generator).to(DEVICE).requires_grad_() for _ in range(experts)]
+    features = torch.randn(experts, batch, size, generator=generator).to(DEVICE, dtype).requires_grad_()
+    weights = [torch.randn(classes, size, generator=generator).to(DEVICE, dtype).requires_grad_() for _ in range(experts)]
     labels = torch.randint(classes, (batch,), generator=generator).to(DEVICE)
 
     def once() -> list[Tensor]:
@@ -90,9 +92,9 @@ def head_step(chunk: int | None, classes: int, experts: int = 3, batch: int = 16
     return once
 
 
-def largest_difference(classes: int, chunk: int) -> float:
+def largest_difference(classes: int, chunk: int, dtype: torch.dtype) -> float:
     """Between chunks and the whole: of loss and gradients, over the largest value of each."""
-    pairs = zip(head_step(None, classes)(), head_step(chunk, classes)(), strict=True)
+    pairs = zip(*(head_step(size, classes, batch=8, dtype=dtype)() for size in (None, chunk)), strict=True)
     return max(float((whole - part).abs().max() / whole.abs().max()) for whole, part in pairs)
 
 
@@ -194,9 +196,8 @@ def _objective() -> Iterator[Row]:
 def _chunks(classes: int = 1_000_000, chunk: int = 8192) -> Iterator[Row]:
     size, weights = "3 experts, batch 16, 16 features", 3 * classes * 16 * 4 / 1e6
     whole, part = head_step(None, classes), head_step(chunk, classes)
-    note = (
-        f"largest difference of loss and gradients, relative to their largest value: {largest_difference(classes, chunk):.1e}"
-    )
+    apart = [f"{largest_difference(classes, chunk, dtype):.0e} in {dtype}" for dtype in (torch.float64, torch.float32)]
+    note = f"loss and gradients differ by {' and '.join(apart)}, of their largest value"
     yield compare(
         f"{classes:,} classes in chunks of {chunk:,} against at once, {size}", whole, part, rounds=3, clock=CLOCK, note=note
     )

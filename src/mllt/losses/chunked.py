@@ -37,7 +37,7 @@ def chunked_mutual_learning_terms(
     """`mutual_learning_terms` of the logits of linear or cosine heads, `chunk` classes at a time.
 
     Loss and gradients are those of the whole logits, to rounding. Beside the gradients of the weights, which are as large as
-    these, the memory needed is some five times that of the logits of a chunk, `(N, B, chunk)`, whatever C. The logits are
+    these, the memory needed is some ten times that of the logits of a chunk, `(N, B, chunk)`, whatever C. The logits are
     computed twice. They can be differentiated once, not twice.
 
     Args:

@@ -42,18 +42,16 @@ class MutualTerms(torch.autograd.Function):
         for rows in blocks_of_images(logits):
             raw = logits[:, rows].to(soft.dtype)
             scaled = raw if shared else scale(raw, offset, temperature)
-            log_sum = log_sum_exp(scaled, softmax(scaled, soft[:, rows]))
+            its_soft = softmax(scaled, soft[:, rows])
             if labels is not None:
                 own = labels[rows].expand(experts, -1).unsqueeze(-1)
-                if shared:
-                    entropy += (log_sum - raw.gather(-1, own).squeeze(-1)).sum()
-                else:
-                    entropy -= raw.log_softmax(dim=-1).gather(-1, own).sum()
+                log_p = log_of_some(raw, its_soft, own) if shared else raw.log_softmax(dim=-1).gather(-1, own)
+                entropy -= log_p.sum()
             if target == "peers":
-                mutual += from_mean(scaled).mul_(soft[:, rows]).sum()
+                mutual += from_mean(scaled).mul_(its_soft).sum()
             else:
                 together = total(scaled).div_(experts).unsqueeze(0)
-                mutual += (log_sum - log_sum_exp(together, softmax(together))).sum()
+                mutual += (log_sum_exp(scaled, its_soft) - log_sum_exp(together, softmax(together))).sum()
         ctx.save_for_backward(logits, labels, offset)
         ctx.soft, ctx.shared, ctx.temperature, ctx.target = soft, shared, temperature, target
         ctx.factor, ctx.joint = pairs(experts, target) * temperature / batch, target == "peers" and not detach
@@ -76,14 +74,13 @@ class MutualTerms(torch.autograd.Function):
             if once_more:
                 softmax(scaled, own)
             if ctx.target == "peers":
-                teacher = total(own).div_(experts)
+                away = total(own).mul_(pull / -experts)
             else:
-                teacher = softmax(total(scaled).div_(experts).unsqueeze(0)).squeeze(0)
+                away = softmax(total(scaled).div_(experts).unsqueeze(0)).squeeze(0).mul_(-pull)
             if ctx.joint:
                 apart = from_mean(scaled)
-                teacher = teacher - apart.sub_((own * apart).sum(dim=-1, keepdim=True)).mul_(own)
-            own *= pull + push if labels is not None and ctx.shared else pull
-            own -= teacher.mul_(pull)
+                away = apart.sub_((own * apart).sum(dim=-1, keepdim=True)).mul_(own).mul_(pull).add_(away)
+            torch.addcmul(away, own, pull + push if labels is not None and ctx.shared else pull, out=own)
             if labels is not None and not ctx.shared:
                 own += softmax(raw).mul_(push)
         if labels is not None:
@@ -118,6 +115,14 @@ def softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
 def log_sum_exp(logits: Tensor, soft: Tensor) -> Tensor:
     """log sum_c exp z_c, `(N, b)`, of logits `(N, b, C)` and their softmax: its largest is 1 / sum_c exp(z_c - max z)."""
     return logits.amax(dim=-1) - soft.amax(dim=-1).log()
+
+
+def log_of_some(logits: Tensor, soft: Tensor, places: Tensor) -> Tensor:
+    """log softmax(z) at `places` of the last axis, from both, also where the softmax is too small for a number to hold."""
+    some = soft.gather(-1, places)
+    if some.device.type == "cpu" and bool((some > 1e-30).all()):  # saves looking for the largest of all
+        return some.log()
+    return logits.gather(-1, places) - log_sum_exp(logits, soft).unsqueeze(-1)
 
 
 def scale(logits: Tensor, offset: Tensor | None, temperature: float) -> Tensor:
