@@ -71,11 +71,9 @@ def further_priors(config: DictConfig, module: LongTailedModule) -> dict[str, An
 
     from mllt.errors import ArgumentError, name_some
 
-    also: Any = OmegaConf.to_container(config.also) if OmegaConf.is_list(config.also) else None
-    if also is None or not all(isinstance(prior, str) for prior in also):
-        raise ArgumentError(
-            f"Expected `also` to be a list of test priors, such as [uniform,backward], but got {config.also!r}."
-        )
+    also: Any = OmegaConf.to_container(config.also)
+    if not all(isinstance(prior, str) for prior in also):
+        raise ArgumentError(f"Expected `also` to be a list of test priors, such as [uniform,backward], but got {also}.")
     factor = module.hparams["test_prior_factor"]
     names = [prior_name(prior, factor if prior in ("forward", "backward") else None) for prior in also]
     if len(set(names)) < len(names):

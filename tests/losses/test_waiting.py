@@ -15,7 +15,8 @@ COUNTS = torch.tensor([500, 60, 20, 7, 1])
 OWNED = torch.tensor([[True] * 5, [False, True, True, True, True], [False, False, True, True, True]])
 LOSSES = {
     "mutual distillation": lambda z, y: losses.mutual_distillation_loss(z, class_counts=COUNTS),
-    "mutual learning": lambda z, y: sum(losses.mutual_learning_terms(z, y, 2.0, detach=False)),
+    "mutual learning": lambda z, y: sum(losses.mutual_learning_terms(z, y)),
+    "mutual learning at another temperature": lambda z, y: sum(losses.mutual_learning_terms(z, y, 2.0, detach=False)),
     "mutual learning from the mean": lambda z, y: sum(losses.mutual_learning_terms(z, y, target="mean", class_counts=COUNTS)),
     "in chunks": lambda z, y: sum(losses.chunked_mutual_learning_terms(z, [z.new_zeros(9, 5)] * 3, None, y, chunk=4)),
     "cross entropy": losses.expert_cross_entropy,
