@@ -136,6 +136,11 @@ def test_reliability_is_the_ensembles_in_percent_and_none_for_an_empty_bin():
             assert bins["confidence"][number] == pytest.approx(100 * confidence[within].mean().item(), abs=1e-4)
 
 
+def test_a_single_class_is_always_right():
+    table = filled((torch.zeros(2, 4, 1), torch.zeros(4, dtype=torch.int64)), counts=[500]).compute()
+    assert table["ensemble"]["raw"] == {"many": 100, "medium": None, "few": None, "all": 100, "micro": 100, "ece": 0}
+
+
 def test_several_test_priors_are_told_in_one_pass_as_each_alone(monkeypatch):
     monkeypatch.setattr(blocks, "PER_THREAD", 7 * 2 * 6)  # seven images at a time
     logits, targets = some(300)

@@ -117,7 +117,7 @@ class Evaluation(nn.Module):
             equal width. In place of "compensated", the names of the compensations.
         """
         tallies = {name: tally.cpu() for name, tally in self.tallies.compute().items()}
-        counts, total = self.class_counts.cpu(), tallies["total"]
+        counts, total = self.class_counts.cpu(), tallies["total"].view(-1)  # torchmetrics gives a number for a single class
         rows: dict[str, list[dict[str, float | None]]] = {}
         per_class, reliability = {}, {}
         for place, kind in enumerate(self.kinds):
