@@ -57,7 +57,7 @@ def chunked_mutual_learning_terms(
 
     >>> features, weights = torch.eye(2)[:, None], [torch.eye(3, 2), torch.ones(3, 2)]  # two experts, one image
     >>> [round(float(term), 4) for term in chunked_mutual_learning_terms(features, weights, None, torch.tensor([0]), chunk=2)]
-    [1.6501, 0.2284]
+    [1.6501, 0.2428]
     """
     check_integer("chunk", chunk, 1)
     check_number("temperature", temperature, above=0)
