@@ -70,7 +70,10 @@ def train_in(config: DictConfig, folder: RunFolder) -> float:
     data = build_data(plain(config.data), batch_size=config.batch_size, seed=config.seed)
     data.prepare_data()
     module = build_module(config, data, earlier_checkpoints(config, folder))
-    made_by = Provenance(git_commit(), {"seed": config.seed, "batch_size": config.batch_size})
+    settings = {"seed": config.seed, "batch_size": config.batch_size}
+    if hasattr(data, "pipeline"):
+        settings["data.pipeline"] = data.pipeline
+    made_by = Provenance(git_commit(), settings)
     first, resume = where_to_start(config, folder, module, made_by)
     opening = opening_lines(config, data)
     if resume is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,10 @@ class SkippingSource:
     def __len__(self) -> int:
         return len(self.source)
 
-    def load(self, indices: IntArray) -> list[Any]:
-        """The images at `indices`, or what stands in for them."""
-        return [self._load_one(int(index)) for index in indices]
+    def load(self, indices: IntArray, readers: Sequence[Any] | None = None) -> list[Any]:
+        """The images at `indices`, or what stands in for them, by the same readers (see `images.FileSource`)."""
+        each = [()] * len(indices) if readers is None else [([reader],) for reader in readers]
+        return [self._load_one(int(index), *how) for index, how in zip(indices, each, strict=True)]
 
     def subset(self, indices: IntArray) -> SkippingSource:
         part = SkippingSource(self.source.subset(indices), self.max_broken)
@@ -84,10 +85,10 @@ class SkippingSource:
             return getattr(error, "cause", str(error))
         return "it could not be read when it was needed; now it can"
 
-    def _load_one(self, index: int) -> Any:
+    def _load_one(self, index: int, *how: Any) -> Any:
         for candidate in self._line(index):
             try:
-                return self.source.load(np.array([candidate]))[0]
+                return self.source.load(np.array([candidate]), *how)[0]
             except DataError as error:
                 self._found(candidate, error)
         raise DataError(

@@ -50,6 +50,11 @@ _PREPROCESSING = ("size", "resize", "mean", "std")
 
 _T = TypeVar("_T")
 
+#: Opens the encoded picture
+OpenFile = Callable[[], BinaryIO]
+#: How a source makes of an encoded picture, by its name and what opens it, what it loads
+Reader = Callable[[str, OpenFile], Any]
+
 _TIFF_TILE = (322, 323)  # width and length
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -61,7 +66,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_ITS_SIDE = tuple(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -92,13 +96,29 @@ def load_rgb(path: str | bytes | os.PathLike[str]) -> Image.Image:
     return _load_rgb(name, partial(_open_file, name))
 
 
-def _load_rgb(name: str, open_file: Callable[[], BinaryIO]) -> Image.Image:
+def _load_rgb(name: str, open_file: OpenFile) -> Image.Image:
+    return read_picture(name, open_file, decode)
+
+
+def read_picture(name: str, open_file: OpenFile, use: Callable[[Image.Image], _T]) -> _T:
+    """What `use` makes of an opened picture, of which nothing is decoded yet; with the guards and errors of `load_rgb`."""
     with _quiet():
-        turn, upright = _opened(name, open_file, _decode)
+        return _opened(name, open_file, use)
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """An opened picture, upright, as 8-bit RGB without metadata."""
+    image.load()
+    turn, upright = _orientation(image), to_rgb(image)
     if turn is not None:
         upright = upright.transpose(turn)
     upright.info = {}  # else the orientation could be applied again
     return upright
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an opened picture is stored otherwise than upright."""
+    return _orientation(image) is not None
 
 
 def inspect_picture(path: str | bytes | os.PathLike[str]) -> tuple[str, tuple[int, int]]:
@@ -133,9 +153,7 @@ def _damage(source: FileSource, index: int) -> str | None:
 
 def _inspect(image: Image.Image) -> tuple[str, tuple[int, int]]:
     mode = image.mode
-    turn, decoded = _decode(image)
-    width, height = decoded.size
-    return mode, (height, width) if turn in _ON_ITS_SIDE else (width, height)
+    return mode, decode(image).size
 
 
 def _skim(image: Image.Image) -> None:
@@ -143,12 +161,7 @@ def _skim(image: Image.Image) -> None:
     image.load()
 
 
-def _decode(image: Image.Image) -> tuple[Image.Transpose | None, Image.Image]:
-    image.load()
-    return _orientation(image), to_rgb(image)
-
-
-def _opened(name: str, open_file: Callable[[], BinaryIO], use: Callable[[Image.Image], _T]) -> _T:
+def _opened(name: str, open_file: OpenFile, use: Callable[[Image.Image], _T]) -> _T:
     """What `use` gives for the picture in a file; whatever fails is a `PictureError` that names the file and the cause."""
     try:
         # A file of our own: Pillow leaves the one that it opens itself to the garbage collector when it fails
@@ -284,9 +297,12 @@ class FileSource:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, indices: IntArray) -> list[Image.Image]:
-        """One upright RGB image per index, each of its own size."""
-        return [_load_rgb(self.name_of(int(index)), partial(self.open, int(index))) for index in indices]
+    def load(self, indices: IntArray, readers: Sequence[Reader] | None = None) -> list[Any]:
+        """One picture per index: what its reader makes of it, by default an upright RGB image of its own size."""
+        readers = [_load_rgb] * len(indices) if readers is None else readers
+        return [
+            read(self.name_of(int(index)), partial(self.open, int(index))) for index, read in zip(indices, readers, strict=True)
+        ]
 
     def open(self, index: int) -> BinaryIO:
         """The encoded picture at `index`, to be read; a source that keeps its pictures elsewhere overrides this."""
@@ -331,27 +347,32 @@ class RandomResizedCropFlip:
         hue: float = 0.0,
         scale: Sequence[float] = (0.08, 1.0),
     ) -> None:
-        check_integer("size", size, 1)
+        self.size = check_integer("size", size, 1)
         jitter = check_number("color_jitter", color_jitter, 0)
         hue = check_number("hue", hue, 0, 0.5)
-        steps: list[torch.nn.Module] = [
-            v2.RandomResizedCrop(size, scale=check_scale(scale), interpolation=InterpolationMode.BILINEAR, antialias=True),
-            v2.RandomHorizontalFlip(),
-        ]
-        if jitter or hue:
-            steps.append(v2.ColorJitter(jitter, jitter, jitter, hue))
-        self._augment = v2.Compose([*steps, v2.PILToTensor()])
-        self._normalize = Normalize(mean, std)
+        # In this order they draw from the generator
+        self.crop = v2.RandomResizedCrop(
+            size, scale=check_scale(scale), interpolation=InterpolationMode.BILINEAR, antialias=True
+        )
+        self.flip = v2.RandomHorizontalFlip()
+        self.jitter = v2.ColorJitter(jitter, jitter, jitter, hue) if jitter or hue else None
+        self.normalize = Normalize(mean, std)
 
     def __call__(self, images: Sequence[Image.Image], draws: Draws) -> Tensor:
         # torchvision draws from the global generator: lend it one seed per picture, and give it back as it was. Not
         # `torch.manual_seed`, which would also seed the GPUs, and nothing would restore those.
         pixels = []
         with torch.random.fork_rng(devices=[]):
-            for image, seed in zip(images, draws.seeds(_PICTURE), strict=True):
+            for image, seed in zip(images, self.seeds(draws), strict=True):
                 torch.default_generator.manual_seed(seed)
-                pixels.append(self._augment(image))
-        return self._normalize(torch.stack(pixels), draws)
+                flipped = self.flip(self.crop(image))
+                pixels.append(F.pil_to_tensor(flipped if self.jitter is None else self.jitter(flipped)))
+        return self.normalize(torch.stack(pixels), draws)
+
+    @staticmethod
+    def seeds(draws: Draws) -> list[int]:
+        """What torchvision's generator is seeded with for each picture."""
+        return draws.seeds(_PICTURE)
 
 
 class PaddedCropFlip:

@@ -68,7 +68,11 @@ class ImageSource(Protocol):
 
 
 class Transform(Protocol):
-    """From loaded images and their random numbers to float32 `(B, 3, H, W)`."""
+    """From loaded images and their random numbers to float32 `(B, 3, H, W)`.
+
+    One that also has `readers(draws)` says how each picture file is to be read, which may depend on what is drawn for it
+    (`images.Reader`), and gets what they made of them.
+    """
 
     def __call__(self, images: Any, draws: Draws) -> Tensor: ...
 
@@ -136,7 +140,10 @@ class ImageDataset(Dataset[Batch]):
         return PairedBatch(*batch, self._companion(request.companion, request, batch), request.draw)
 
     def _batch(self, request: BatchRequest, transform: Transform) -> Batch:
-        images = transform(self.source.load(request.indices), Draws(self.seed, request.epoch, request.positions))
+        draws = Draws(self.seed, request.epoch, request.positions)
+        readers = getattr(transform, "readers", None)
+        load: Any = self.source.load
+        images = transform(load(request.indices) if readers is None else load(request.indices, readers(draws)), draws)
         targets = torch.from_numpy(self.source.labels[request.indices])
         indices = torch.from_numpy(np.ascontiguousarray(request.indices))
         return Batch(images, targets, indices, torch.tensor(request.weight, dtype=torch.float32))
