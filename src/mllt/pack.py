@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mllt.data.shards import ShardIndex
 
 FORMATS = ("shards",)
+_LARGEST_MB = 4000  # of a shard: litdata counts its bytes in 32 bits
 _SHOWN = 20  # problems of a shard
 
 
@@ -34,7 +35,11 @@ def pack(config: DictConfig) -> int:
     from mllt.errors import ArgumentError, check_choice, check_integer, check_number
 
     check_choice("format", config.format, FORMATS)
-    check_number("shard_mb", config.shard_mb, above=0, maximum=4000)
+    if config.shard_mb is not None:
+        check_number("shard_mb", config.shard_mb, above=0, maximum=_LARGEST_MB)
+    if config.short_side is not None:
+        check_integer("short_side", config.short_side, 1)
+    check_integer("jpeg_quality", config.jpeg_quality, 1, 100)
     if config.num_workers is not None:
         check_integer("num_workers", config.num_workers, 1)
     if (config.output is None) == (config.verify is None):
@@ -64,8 +69,10 @@ def pack_files(config: DictConfig) -> None:
             f"Expected a data set of loose picture files, but {data.title} "
             + ("holds its images in memory." if not isinstance(data, ImageFileDataModule) else "is to be read from shards.")
         )
+    shard_bytes = int((_LARGEST_MB if config.shard_mb is None else config.shard_mb) * 1e6)
+    scaling = None if config.short_side is None else packing.Scaling(config.short_side, config.jpeg_quality)
     with progress() as tell:
-        index = packing.pack(data, str(config.output), int(config.shard_mb * 1e6), config.num_workers, tell)
+        index = packing.pack(data, str(config.output), shard_bytes, config.num_workers, tell, scaling)
     say(
         f"{described(index)}, written to {config.output} and read back whole.",
         f"To train from them: data.storage=shards data.root={config.output}",

@@ -89,6 +89,15 @@ def test_a_run_from_shards_that_breaks_off_goes_on_to_the_same_bits(pack, mllt_c
     assert differences(whole, parts) == []
 
 
+def test_each_split_is_one_file_where_no_size_is_given_and_large_pictures_are_scaled_down(pack, mllt_command, tmp_path):
+    done = pack("shard_mb=null", "short_side=20", "jpeg_quality=80")
+    assert done.status == 0, done.err
+    assert "27 pictures in 2 shards" in done.out
+    index = open_shards(tmp_path / "shards").index
+    assert index.about["scaled"] == {"short_side": 20, "quality": 80}
+    assert mllt_command("pack", f"verify={tmp_path / 'shards'}").status == 0
+
+
 def test_damage_is_named_and_gives_status_one(pack, mllt_command, tmp_path):
     pack("shard_mb=0.004")
     shards = tmp_path / "shards"
@@ -160,6 +169,8 @@ def test_an_output_that_holds_something_else_is_refused(pack, pictures, tmp_path
             ["output=x", "experiment=folder_lt", "data.root=y", "shard_mb=0"],
             "`shard_mb` to be a number of at most 4000 and above 0",
         ),
+        (["output=x", "experiment=folder_lt", "data.root=y", "short_side=0"], "`short_side` to be a whole number"),
+        (["output=x", "experiment=folder_lt", "data.root=y", "jpeg_quality=101"], "`jpeg_quality` to be a whole number"),
         (["output=x", "experiment=folder_lt", "data.root=y", "num_workers=0"], "`num_workers` to be a whole number"),
         (["verify=x", "experiment=folder_lt"], "leave the experiment and the data out"),
         (["verify=nowhere"], "there is no mllt-shards.npz"),

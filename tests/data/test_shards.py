@@ -1,5 +1,6 @@
 """Shards: what is trained on is what loose files give, and damage is never decoded."""
 
+import io
 import os
 import pickle
 import shutil
@@ -13,11 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tests.data.make_images import (
     SETTINGS,
     assert_same_batches,
     by_index,
     imagenet_rows,
+    picture,
     real_data,
     save_imagenet_lt,
     save_list,
@@ -27,8 +30,9 @@ from tests.data.make_images import (
 
 from mllt.data import packing, shards
 from mllt.data.folder import ImageFolderLT
+from mllt.data.images import load_rgb
 from mllt.data.lists import ImageNetLT
-from mllt.data.packing import pack, verify
+from mllt.data.packing import Scaling, pack, verify
 from mllt.data.shards import INDEX, ShardIndex, ShardOrder, open_shards, shard_file
 from mllt.errors import ArgumentError, DataError, StorageError
 
@@ -694,3 +698,112 @@ def test_lists_with_spaces_and_unusual_names_are_packed(tmp_path):
     files = ImageFolderLT(tmp_path / "p", train_list=tmp_path / "train.txt", **settings)
     pack(files, tmp_path / "shards", SMALL)
     assert_same_data(files, of_shards(tmp_path / "shards", test_fraction=0.5))
+
+
+# ------------------------------------------------------------------------------------------------------ scaled down
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """Training pictures above and below a short side of 24 pixels, odd and broken ones among them; a test split."""
+    root = tmp_path / "mixed"
+    save_pictures(root, [f"{split}/{name}/0.jpg" for split in ("train", "test") for name in ("cat", "dog")])  # 40 x 30
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(1, 60, 80).save(root / "train/cat/turned.jpg", exif=exif)
+    picture(2, 90, 20).save(root / "train/cat/low.jpg")
+    picture(3, 24, 100).save(root / "train/cat/fits.png")
+    picture(4, 50, 50).convert("RGBA").save(root / "train/cat/alpha.png")
+    (root / "train/cat/broken.jpg").write_bytes((root / "train/cat/0.jpg").read_bytes()[:400])
+    return root
+
+
+def stored_bytes(source) -> dict[str, bytes]:
+    return {os.fsdecode(source.paths[row]): source.open(row).read() for row in range(len(source))}
+
+
+def test_only_large_training_pictures_are_scaled_down_and_the_digest_and_a_note_tell(mixed, tmp_path):
+    files = ImageFolderLT(mixed, verify_files=False, **SETTINGS)
+    pack(files, tmp_path / "shards", scaling=Scaling(24, 85))
+    stored = of_shards(tmp_path / "shards", verify_files=False)
+    found = stored_bytes(stored.splits.train)
+    loose = stored_bytes(files.splits.train)
+    kept = {"train/cat/low.jpg", "train/cat/fits.png", "train/cat/broken.jpg"}
+    assert {name for name in found if found[name] == loose[name]} == kept
+    assert stored_bytes(stored.splits.test) == stored_bytes(files.splits.test)
+    sizes = {"train/cat/turned.jpg": (32, 24), "train/cat/alpha.png": (24, 24), "train/cat/0.jpg": (32, 24)}
+    for name, size in sizes.items():
+        with Image.open(io.BytesIO(found[name])) as image:
+            assert (image.format, image.size, dict(image.getexif())) == ("JPEG", size, {})
+            expected = load_rgb(mixed / name).resize(size, Image.Resampling.LANCZOS)
+            assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).mean() < 12
+    assert stored.fingerprint != files.fingerprint
+    assert "with a short side of more than 24 pixels were scaled down to it" in stored.summary()
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        training_batches(stored)
+
+
+def test_digests_differ_by_how_pictures_were_scaled_even_where_none_was(folder, tmp_path):
+    found = {ImageFolderLT(folder, **SETTINGS).fingerprint}
+    for number, scaling in enumerate((None, Scaling(500), Scaling(500, 80))):
+        pack(ImageFolderLT(folder, **SETTINGS), tmp_path / str(number), scaling=scaling)
+        found.add(of_shards(tmp_path / str(number)).fingerprint)
+    assert len(found) == 3, "without scaling, that of loose files"
+
+
+def test_interrupted_scaling_goes_on_and_pictures_that_changed_are_scaled_anew(mixed, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "_AT_ONCE", 2)
+    scale, names, limit = packing._scaled, [], 5
+
+    def counted(source, row, scaling):
+        if len(names) == limit:
+            raise KeyboardInterrupt
+        names.append(os.path.basename(source.name_of(row)))
+        return scale(source, row, scaling)
+
+    monkeypatch.setattr(packing, "_scaled", counted)
+    data = ImageFolderLT(mixed, verify_files=False, **SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        pack(data, tmp_path / "shards", threads=1, scaling=Scaling(24))
+    assert not (tmp_path / "shards" / INDEX).exists()
+    first = names[:4]
+    picture(9, 70, 60).save(mixed / "train/cat" / first[0])
+    names.clear()
+    limit = 100
+    pack(data, tmp_path / "shards", threads=1, scaling=Scaling(24))
+    assert set(first[2:4]).isdisjoint(names)
+    assert len(names) == len(data.splits.train) - 2
+    whole = ImageFolderLT(mixed, verify_files=False, **SETTINGS)
+    pack(whole, tmp_path / "again", scaling=Scaling(24))
+    places = (tmp_path / "shards", tmp_path / "again")
+    one, other = (stored_bytes(of_shards(place, verify_files=False).splits.train) for place in places)
+    assert one == other
+    assert sorted(path.name for path in places[0].iterdir()) == sorted(path.name for path in places[1].iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+def test_a_shard_in_a_folder_is_opened_once_and_few_stay_mapped(packed, monkeypatch):
+    monkeypatch.setattr(shards, "_KEPT", 2)
+    held = open_shards(packed)
+    opened, really = [], shards._opened
+    monkeypatch.setattr(shards, "_opened", lambda path: opened.append(path.name) or really(path))
+    first = np.flatnonzero(held.index.shards == 0)
+    for number in [*first, *first]:
+        held.picture(int(number))
+    assert opened == [shard_file(0)]
+    for number in range(len(held.index.sizes)):
+        held.picture(number)
+    assert len(opened) == len(held.index.file_sizes)
+    assert len(held._maps) == 2
+    assert pickle.loads(pickle.dumps(held)).picture(0) == held.picture(0)
+
+
+def test_a_shard_that_is_too_short_is_an_error_and_does_not_end_the_process(copy):
+    held = open_shards(copy)
+    last = int(held.index.firsts[1]) - 1
+    path = copy / shard_file(0)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match="it ends 10 bytes too early"):
+        held.picture(last)

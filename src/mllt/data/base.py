@@ -72,7 +72,8 @@ def counted(number: int, one: str, many: str) -> str:
 def fingerprint(splits: Splits) -> str:
     """Sixteen digits of a hash of each split's labels and, where a source has them, its rows, or its paths and some sizes.
 
-    Paths are relative to the data's folder, which may lie anywhere; sizes tell other pictures of the same names.
+    Paths are relative to the data's folder, which may lie anywhere; sizes tell other pictures of the same names. How pictures
+    were scaled down as they were packed counts, too.
     """
     digest = hashlib.sha256("\0".join(splits.class_names).encode("utf-8", "surrogateescape"))
     for source in (splits.train, splits.val, splits.test):
@@ -83,6 +84,8 @@ def fingerprint(splits: Splits) -> str:
         if source is not None and hasattr(source, "size_of"):
             some = np.unique(np.linspace(0, len(source) - 1, 1000).astype(np.int64))
             digest.update(repr([source.size_of(int(index)) for index in some]).encode())
+        if getattr(source, "scaled", None):
+            digest.update(repr(source.scaled).encode())  # type: ignore[union-attr]
     return digest.hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,13 +16,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from mllt.data.images import FileSource
+from mllt.data.images import FileSource, PictureError, decode, read_picture
 from mllt.data.lists import ImageFileDataModule, blob_id, refuse
 from mllt.data.order import SHUFFLE, IntArray, permutation
 from mllt.data.shards import INDEX, VERSION, ShardIndex, Shards, require_litdata, shard_file
@@ -34,6 +37,7 @@ PARTS = "packing"
 _PLAN = "plan.json"
 _WORD = 4
 _LARGEST = 2**32 - 1  # bytes of a shard: litdata counts them in 32 bits
+_AT_ONCE = 256  # pictures that are scaled down before they are kept
 
 #: Told of work done: bytes written or read
 Advance = Callable[[int], None]
@@ -43,6 +47,54 @@ Tell = Callable[[str, int], Advance]
 
 # ---------------------------------------------------------------------------------------------------------------
 # Planning
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How training pictures are made smaller: those whose short side is longer are scaled to it, and written as JPEG.
+
+    Args:
+        short_side: pixels.
+        quality: of JPEG, 1 .. 100.
+    """
+
+    short_side: int
+    quality: int = 90
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain values, for the index."""
+        return {"short_side": self.short_side, "quality": self.quality}
+
+    def __call__(self, content: bytes, image: Image.Image) -> bytes:
+        """The encoded picture, as it is, or scaled down: upright, in RGB, by Lanczos' filter."""
+        short = min(image.size)
+        if short <= self.short_side:
+            return content
+        upright = decode(image)
+        size = [max(round(side * self.short_side / short), 1) for side in upright.size]
+        written = io.BytesIO()
+        upright.resize((size[0], size[1]), Image.Resampling.LANCZOS).save(written, "JPEG", quality=self.quality)
+        return written.getvalue()
+
+
+class ScaledSource(FileSource):
+    """Pictures that are scaled down and lie one behind the other in a few files.
+
+    Args:
+        source: the pictures as they were.
+        files: of `_AT_ONCE` pictures each.
+        sizes: `(n,)` bytes of each picture.
+    """
+
+    def __init__(self, source: FileSource, files: list[Path], sizes: IntArray) -> None:
+        super().__init__(source.paths, source.labels, source.root)
+        self.files, self.sizes = files, sizes
+
+    def open(self, index: int) -> BinaryIO:
+        file, place = divmod(index, _AT_ONCE)
+        with open(self.files[file], "rb") as held:
+            held.seek(int(self.sizes[index - place : index].sum()))
+            return io.BytesIO(held.read(int(self.sizes[index])))
 
 
 @dataclass
@@ -79,13 +131,22 @@ class Plan:
         return ShardIndex(self.about, splits, self.sizes, sums, self.firsts)
 
 
-def make_plan(data: ImageFileDataModule, shard_bytes: int) -> Plan:
+def make_plan(
+    data: ImageFileDataModule, shard_bytes: int, sources: dict[str, FileSource] | None = None, scaling: Scaling | None = None
+) -> Plan:
     """Lay out the pictures of a data module in shards of about `shard_bytes`.
 
     Training pictures are stored in a random order, so that each shard is a sample of all classes (what `ShardOrder` needs);
     the others in their own, in which they are read. No shard holds pictures of two splits.
+
+    Args:
+        data: the data module.
+        shard_bytes: see `pack`.
+        sources: the pictures to store; None: the data module's.
+        scaling: how they came of the data module's.
     """
     stored = data.stored
+    sources = stored.sources if sources is None else sources
     places, sizes, firsts, digest = {}, [], [np.zeros(1, dtype=np.int64)], hashlib.sha256()
     about = {
         "format": "shards",
@@ -93,23 +154,32 @@ def make_plan(data: ImageFileDataModule, shard_bytes: int) -> Plan:
         "data": type(data).__name__,
         "title": data.title,
         "class_names": stored.class_names,
-        "notes": stored.notes,
+        "notes": [*stored.notes, *([] if scaling is None else [_told(scaling)])],
         "lists": {path.name: blob_id(path) for path in data.source_lists()},
         "mllt": __version__,
+        **({} if scaling is None else {"scaled": scaling.as_dict()}),
     }
     digest.update(json.dumps([about, shard_bytes]).encode())
     begin = 0
-    for name, source in stored.sources.items():
+    for name, source in sources.items():
         order = permutation(len(source), 0, SHUFFLE) if name == "training" else np.arange(len(source), dtype=np.int64)
         places[name] = np.empty(len(source), dtype=np.int64)
         places[name][order] = begin + np.arange(len(source))
         status = file_states(name, source)
-        sizes.append(status[order, 0])
+        stored_sizes = source.sizes if isinstance(source, ScaledSource) else status[:, 0]
+        sizes.append(stored_sizes[order])
         firsts.append(begin + cut(sizes[-1], shard_bytes)[1:])
         begin += len(source)
-        for array in (source.paths, source.labels, status):
+        for array in (source.paths, source.labels, status, stored_sizes):
             digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    return Plan(about, stored.sources, places, np.concatenate(sizes), np.concatenate(firsts), digest.hexdigest())
+    return Plan(about, sources, places, np.concatenate(sizes), np.concatenate(firsts), digest.hexdigest())
+
+
+def _told(scaling: Scaling) -> str:
+    return (
+        f"training pictures with a short side of more than {scaling.short_side:,} pixels were scaled down to it as they were "
+        f"packed (JPEG quality {scaling.quality}): results are not those of the pictures as they were"
+    )
 
 
 def file_states(split: str, source: FileSource) -> IntArray:
@@ -146,6 +216,66 @@ def cut(sizes: IntArray, shard_bytes: int) -> IntArray:
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# Scaling down
+
+
+def scale_down(
+    source: FileSource, scaling: Scaling, folder: Path, threads: int | None = None, tell: Tell | None = None
+) -> ScaledSource:
+    """Scale the pictures of a source down, into files of `folder`; what is there already of the same pictures is kept.
+
+    Pictures that cannot be read stay as they are: what becomes of them is for each run to say (`on_error`).
+    """
+    states = file_states("training", source)
+    parts = range(0, len(source), _AT_ONCE)
+    files = [folder / f"scaled-{first}.bin" for first in parts]
+    sizes = np.zeros(len(source), dtype=np.int64)
+    advance = tell("scaling", int(states[:, 0].sum())) if tell else _no_one
+
+    def one(number: int) -> list[int]:
+        rows = range(parts[number], min(parts[number] + _AT_ONCE, len(source)))
+        mark = hashlib.sha256(repr([scaling, source.paths[rows.start : rows.stop].tolist(), states[rows].tolist()]).encode())
+        return _scale_part(source, rows, scaling, files[number], mark.hexdigest())
+
+    def done(number: int, found: list[int]) -> None:
+        first = parts[number]
+        sizes[first : first + len(found)] = found
+        advance(int(states[first : first + len(found), 0].sum()))
+
+    _in_threads(one, len(files), threads, done)
+    return ScaledSource(source, files, sizes)
+
+
+def _scale_part(source: FileSource, rows: range, scaling: Scaling, path: Path, mark: str) -> list[int]:
+    """Write some pictures, scaled down, one behind the other; how many bytes each takes."""
+    described = path.with_suffix(".json")
+    try:
+        told = json.loads(described.read_text())
+        if told["mark"] == mark and sum(told["sizes"]) == path.stat().st_size:
+            return told["sizes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    sizes = []
+    with written_whole(path, "wb") as file:
+        for row in rows:
+            content = _scaled(source, row, scaling)
+            file.write(content)
+            sizes.append(len(content))
+    with written_whole(described) as file:
+        json.dump({"mark": mark, "sizes": sizes}, file)
+    return sizes
+
+
+def _scaled(source: FileSource, row: int, scaling: Scaling) -> bytes:
+    with source.open(row) as file:
+        content = file.read()
+    try:
+        return read_picture(source.name_of(row), lambda: io.BytesIO(content), partial(scaling, content))
+    except PictureError:
+        return content
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -155,6 +285,7 @@ def pack(
     shard_bytes: int = 64_000_000,
     threads: int | None = None,
     tell: Tell | None = None,
+    scaling: Scaling | None = None,
 ) -> ShardIndex:
     """Pack all pictures of a data module into shards, read every one back, and write the index.
 
@@ -167,6 +298,7 @@ def pack(
         shard_bytes: of a shard, about; at least 1, below 2^32. A picture larger than that has a shard of its own.
         threads: how many read and write side by side; None: as Python finds fit.
         tell: called as a pass begins, with its name and its bytes; what it returns is told of bytes done.
+        scaling: how large training pictures are made smaller; None: every file as it is.
 
     Raises:
         ArgumentError: litdata is not installed, or the folder holds something else.
@@ -177,9 +309,12 @@ def pack(
     folder = Path(output).expanduser()
     _check_output(folder, data)
     data.setup()
-    plan = make_plan(data, shard_bytes)
     (folder / PARTS).mkdir(parents=True, exist_ok=True)
     with _full_disks(folder), FolderLock(folder / PARTS):
+        sources = dict(data.stored.sources)
+        if scaling is not None:
+            sources["training"] = scale_down(sources["training"], scaling, folder / PARTS, threads, tell)
+        plan = make_plan(data, shard_bytes, sources, scaling)
         _begin(folder, plan)
         _write_shards(folder, plan, threads, tell)
         index = plan.index(_sums(folder, plan))
@@ -236,7 +371,7 @@ def _begin(folder: Path, plan: Plan) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        for path in [*folder.glob("chunk-0-*.bin"), *folder.glob(f"{PARTS}/*.json"), folder / "index.json"]:
+        for path in [*folder.glob("chunk-0-*.bin"), *folder.glob(f"{PARTS}/[0-9]*.json"), folder / "index.json"]:
             path.unlink(missing_ok=True)
         with written_whole(folder / PARTS / _PLAN) as file:
             json.dump({"digest": plan.digest}, file)

@@ -12,8 +12,10 @@ import contextlib
 import hashlib
 import io
 import json
+import mmap
 import os
 import zipfile
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -30,6 +32,7 @@ from mllt.errors import ArgumentError, DataError, check_bool, check_integer, che
 INDEX = "mllt-shards.npz"
 VERSION = 1
 _ARRAYS = ("paths", "labels", "places")
+_KEPT = 128  # shards that a process keeps mapped: each takes one of the files that it may have open
 _WORD = 4  # bytes; a shard is: the number of pictures, where each begins, where the last ends; then each one's size and bytes
 
 
@@ -200,9 +203,10 @@ class Store:
 class Shards:
     """The shards of a data set, and how their bytes are read.
 
-    Nothing is kept between two reads, so processes may share it as they like. Shards from a store are fetched whole, once for
-    all processes of a machine, into `folder`. (litdata's own reader goes through chunks in litdata's order; for reads in
-    another order it drops chunks that other processes still read.)
+    Shards in a folder are mapped into memory when they are first read. Nothing else is kept between two reads, so processes
+    may share it as they like. Shards from a store are fetched whole, once for all processes of a machine, into `folder`.
+    (litdata's own reader goes through chunks in litdata's order; for reads in another order it drops chunks that other
+    processes still read.)
 
     Args:
         index: what they hold.
@@ -213,6 +217,10 @@ class Shards:
 
     def __init__(self, index: ShardIndex, folder: Path, store: Store | None = None, budget: float | None = None) -> None:
         self.index, self.folder, self.store, self.budget = index, folder, store, budget
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()  # those that were read last at the end
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": OrderedDict()}
 
     @property
     def location(self) -> str:
@@ -233,9 +241,7 @@ class Shards:
         shard, offset, size = int(index.shards[number]), int(index.offsets[number]), int(index.sizes[number])
         content = b""
         for _ in range(2):
-            with self.open_shard(shard) as file:
-                file.seek(offset)
-                content = file.read(size)
+            content = self._read(shard, offset, size)
             if hashlib.sha256(content).digest() == index.sums[number].tobytes():
                 return content
             if self.store is None:
@@ -246,6 +252,33 @@ class Shards:
             f"the shard {shard_file(shard)} is damaged, {cause} (type python -m mllt.pack verify={self.location} to see all "
             "that is damaged)"
         )
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        """Bytes of a shard, fewer where it ends too early."""
+        mapped = self._mapped(shard) if self.store is None else None
+        if mapped is None:
+            with self.open_shard(shard) as file:
+                file.seek(offset)
+                return file.read(size)
+        if hasattr(mmap, "MADV_WILLNEED"):  # all of it in one go: else the system reads it in pieces, and what is not asked for
+            begin = offset - offset % mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, begin, offset + size - begin)
+        return mapped[offset : offset + size]
+
+    def _mapped(self, shard: int) -> mmap.mmap | None:
+        """A shard as memory; None for one of another length, since touching memory behind a file's end ends the process."""
+        mapped = self._maps.get(shard)
+        if mapped is None:
+            with self.open_shard(shard) as file:
+                if os.fstat(file.fileno()).st_size != self.index.file_sizes[shard]:
+                    return None
+                mapped = self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if hasattr(mmap, "MADV_RANDOM"):
+                mapped.madvise(mmap.MADV_RANDOM)
+            if len(self._maps) > _KEPT:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(shard)
+        return mapped
 
     def open_shard(self, shard: int) -> BinaryIO:
         """The file of a shard, fetched if need be."""
@@ -380,6 +413,11 @@ class ShardSource(FileSource):
     def __init__(self, shards: Shards, paths: NDArray[np.bytes_], labels: IntArray, places: IntArray) -> None:
         super().__init__(paths, labels)
         self.shards, self.places = shards, places
+
+    @property
+    def scaled(self) -> dict[str, int] | None:
+        """How training pictures were scaled down as they were packed; None where all are as they were."""
+        return self.shards.index.about.get("scaled")
 
     @property
     def shard_of(self) -> IntArray:
