@@ -393,46 +393,59 @@ def _is_written(folder: Path, shard: int, size: int) -> bool:
 
 
 def _write_shards(folder: Path, plan: Plan, threads: int | None, tell: Tell | None) -> None:
-    sizes = plan.file_sizes
+    index = plan.index(np.zeros((len(plan.sizes), 32), np.uint8))
+    sizes = index.file_sizes.tolist()
     files = [(source, row) for source in plan.sources.values() for row in range(len(source))]
     rows = np.argsort(np.concatenate(list(plan.places.values())))
     advance = tell("writing", sum(sizes)) if tell else _no_one
 
     def one(shard: int) -> int:
         if not _is_written(folder, shard, sizes[shard]):
-            _write_shard(folder, shard, [files[row] for row in rows[plan.firsts[shard] : plan.firsts[shard + 1]]], plan)
+            _write_shard(folder, shard, [files[row] for row in rows[plan.firsts[shard] : plan.firsts[shard + 1]]], index)
         return sizes[shard]
 
     _in_threads(one, len(sizes), threads, lambda _, size: advance(size))
 
 
-def _write_shard(folder: Path, shard: int, files: list[tuple[FileSource, int]], plan: Plan) -> None:
+def _write_shard(folder: Path, shard: int, files: list[tuple[FileSource, int]], index: ShardIndex) -> None:
+    """Write a shard picture by picture (litdata's writer holds all of it in memory), and what litdata says of it."""
+    sums: list[str] = []
+    new = folder / PARTS / shard_file(shard)  # what a killed packing leaves of it goes with that folder
+    with written_whole(new, "wb") as output:
+        output.write(_head(index, shard))
+        for number, (source, row) in enumerate(files, int(index.firsts[shard])):
+            with source.open(row) as file:
+                content = file.read()
+            if len(content) != index.sizes[number]:
+                raise DataError(f"{source.name_of(row)} changed while it was packed. Type the same command again.")
+            sums.append(hashlib.sha256(content).hexdigest())
+            output.write(_entry(content))
+    os.replace(new, folder / shard_file(shard))
+    found = _described(folder / PARTS / str(shard), content)
+    found["chunks"][0].update(filename=shard_file(shard), chunk_size=len(files), chunk_bytes=int(index.file_sizes[shard]))
+    found["config"]["chunk_size"] = len(files)
+    with written_whole(folder / PARTS / f"{shard}.json") as file:
+        json.dump({"chunk": found["chunks"][0], "config": found["config"], "sums": sums}, file)
+
+
+def _described(folder: Path, content: bytes) -> dict[str, Any]:
+    """What litdata writes down of a shard that holds one picture; that it would write the bytes that we do is looked at."""
     from litdata.streaming import Cache
     from litdata.streaming.resolver import Dir
 
-    part = folder / PARTS / str(shard)
-    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     # A size, or litdata announces the one that it takes: of a cache, which is not in play here
-    writer = Cache(Dir(path=str(part)), chunk_size=len(files), writer_chunk_index=shard, max_cache_size="1GB")
-    sums = []
-    for number, (source, row) in enumerate(files):
-        with source.open(row) as file:
-            content = file.read()
-        if len(content) != plan.sizes[plan.firsts[shard] + number]:
-            raise DataError(f"{source.name_of(row)} changed while it was packed. Type the same command again.")
-        sums.append(hashlib.sha256(content).hexdigest())
-        writer[number] = content
+    writer = Cache(Dir(path=str(folder)), chunk_size=1, max_cache_size="1GB")
+    writer[0] = content
     writer.done()
-    (described,) = part.glob("*index.json")
-    (written,) = part.glob("chunk-*.bin")
+    (described,) = folder.glob("*index.json")
+    (written,) = folder.glob("chunk-*.bin")
+    alone = ShardIndex({}, {}, np.array([len(content)]), np.zeros((1, 32), np.uint8), np.array([0, 1]))
+    if written.read_bytes() != _head(alone, 0) + _entry(content):
+        raise DataError("This version of litdata writes shards of another form. Install one that mllt's setup.cfg admits.")
     found = json.loads(described.read_text())
-    with open(written, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(written, folder / shard_file(shard))
-    found["chunks"][0]["filename"] = shard_file(shard)
-    with written_whole(folder / PARTS / f"{shard}.json") as file:
-        json.dump({"chunk": found["chunks"][0], "config": found["config"], "sums": sums}, file)
-    shutil.rmtree(part)
+    shutil.rmtree(folder)
+    return found
 
 
 def _sums(folder: Path, plan: Plan) -> NDArray[np.uint8]:
@@ -490,38 +503,39 @@ def verify(shards: Shards, threads: int | None = None, tell: Tell | None = None)
 
 
 def _check_shard(shards: Shards, shard: int, paths: NDArray[np.bytes_]) -> list[str]:
+    """What is wrong with a shard; it is read picture by picture, since it may be as large as the memory."""
     index, where = shards.index, shards.place_of(shard)
     first, last = int(index.firsts[shard]), int(index.firsts[shard + 1])
+    problems = []
     try:
         with shards.open_shard(shard) as file:
             if hasattr(os, "posix_fadvise"):  # what lies on the disk, not what is remembered of it
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            content = file.read()
+            length, expected = os.fstat(file.fileno()).st_size, int(index.file_sizes[shard])
+            head = _head(index, shard)
+            whole = file.read(len(head)) == head
+            for number in range(first, last):
+                size = int(index.sizes[number])
+                whole &= file.read(_WORD) == size.to_bytes(_WORD, "little")
+                if hashlib.sha256(file.read(size)).digest() != index.sums[number].tobytes():
+                    problems.append(f"{where}: {os.fsdecode(paths[number])} is not what was packed")
     except (DataError, OSError) as error:
         held = name_some([os.fsdecode(path) for path in paths[first:last]])
         return [f"{where}: {error}; it held {last - first:,} pictures: {held}"]
-    problems = []
-    frame = np.frombuffer(_frame(index, shard), np.uint8)
-    between = bytearray(content)
-    for number in range(first, last):
-        begin, size = int(index.offsets[number]), int(index.sizes[number])
-        if hashlib.sha256(content[begin : begin + size]).digest() != index.sums[number].tobytes():
-            problems.append(f"{where}: {os.fsdecode(paths[number])} is not what was packed")
-        between[begin : begin + size] = bytes(min(size, max(len(content) - begin, 0)))
-    if len(content) != index.file_sizes[shard]:
-        problems.insert(0, f"{where}: expected {index.file_sizes[shard]:,} bytes, but got {len(content):,}")
-    elif bytes(between) != frame.tobytes():
+    if length != expected:
+        problems.insert(0, f"{where}: expected {expected:,} bytes, but got {length:,}")
+    elif not whole:
         problems.append(f"{where}: its table of contents is not what was packed")
     return problems
 
 
-def _frame(index: ShardIndex, shard: int) -> bytes:
-    """A shard with zeros for the pictures: how many there are, where each begins and the last ends, and each one's size."""
+def _head(index: ShardIndex, shard: int) -> bytes:
+    """What a shard begins with: how many pictures there are, where each begins, and where the last ends."""
     first, last = int(index.firsts[shard]), int(index.firsts[shard + 1])
     begins = index.offsets[first:last] - _WORD
-    head = np.concatenate([[last - first], begins, index.file_sizes[shard : shard + 1]]).astype("<u4").tobytes()
-    frame = bytearray(int(index.file_sizes[shard]))
-    frame[: len(head)] = head
-    for begin, size in zip(begins.tolist(), index.sizes[first:last].tolist(), strict=True):
-        frame[begin : begin + _WORD] = size.to_bytes(_WORD, "little")
-    return bytes(frame)
+    return np.concatenate([[last - first], begins, index.file_sizes[shard : shard + 1]]).astype("<u4").tobytes()
+
+
+def _entry(content: bytes) -> bytes:
+    """A picture as it lies in a shard: its size, and its bytes."""
+    return len(content).to_bytes(_WORD, "little") + content
