@@ -41,6 +41,8 @@ class SkippingSource:
 
     def load(self, indices: IntArray, readers: Sequence[Any] | None = None) -> list[Any]:
         """The images at `indices`, or what stands in for them, by the same readers (see `images.FileSource`)."""
+        if hasattr(self.source, "ahead"):  # one is loaded at a time, but all are known
+            self.source.ahead(indices)
         each = [()] * len(indices) if readers is None else [([reader],) for reader in readers]
         return [self._load_one(int(index), *how) for index, how in zip(indices, each, strict=True)]
 

@@ -140,12 +140,8 @@ class FastRandomResizedCropFlip(RandomResizedCropFlip):
         part, flip, factors = self._draw(seed, height, width)
         smaller = shrink(part, self.size) if self.scaled else 1
         pixels = decode_plain(image, smaller, decoded) if plain else np.asarray(upright)
-        top, left, height, width = part.in_scaled((height, width), pixels.shape[:2])
-        kept = cut.take(3 * height * width).reshape(height, width, 3)
-        np.copyto(kept, pixels[top : top + height, left : left + width])
-        # The axis of a batch first, or torch does not see that channels are last, and takes a slower kernel
-        one = torch.from_numpy(kept).unsqueeze(0).permute(0, 3, 1, 2)
-        return Square(F.interpolate(one, (self.size, self.size), mode="bilinear", antialias=True)[0], flip, factors)
+        part = part.in_scaled((height, width), pixels.shape[:2])
+        return Square(cut_out(pixels, part, self.size, cut), flip, factors)
 
     def _draw(self, seed: int, height: int, width: int) -> tuple[Part, bool, dict[str, Any] | None]:
         """The part of a picture of this size that is kept, whether it is mirrored, and its jitter."""
@@ -195,6 +191,20 @@ def shrink(part: Part, size: int) -> int:
     while factor < _SMALLEST and min(part.height, part.width) >= 2 * factor * size:
         factor *= 2
     return factor
+
+
+def cut_out(pixels: NDArray[np.uint8], part: Part, size: int, scratch: Scratch) -> Tensor:
+    """A part of a picture, scaled to a square, bilinear and antialiased: uint8 `(3, size, size)`, channels last in memory.
+
+    Args:
+        pixels: uint8 `(H, W, 3)`.
+    """
+    top, left, height, width = part
+    kept = scratch.take(3 * height * width).reshape(height, width, 3)
+    np.copyto(kept, pixels[top : top + height, left : left + width])
+    # The axis of a batch first, or torch does not see that channels are last, and takes a slower kernel
+    one = torch.from_numpy(kept).unsqueeze(0).permute(0, 3, 1, 2)
+    return F.interpolate(one, (size, size), mode="bilinear", antialias=True)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import mmap
 import os
 import zipfile
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -24,7 +25,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from mllt.data.images import FileSource
+from mllt.data.images import FileSource, Reader
 from mllt.data.order import SHUFFLE, IntArray, permutation, random_bits
 from mllt.data.sources import data_root
 from mllt.errors import ArgumentError, DataError, check_bool, check_integer, check_seed, name_some
@@ -260,10 +261,19 @@ class Shards:
             with self.open_shard(shard) as file:
                 file.seek(offset)
                 return file.read(size)
-        if hasattr(mmap, "MADV_WILLNEED"):  # all of it in one go: else the system reads it in pieces, and what is not asked for
-            begin = offset - offset % mmap.PAGESIZE
-            mapped.madvise(mmap.MADV_WILLNEED, begin, offset + size - begin)
+        _fetch_ahead(mapped, offset, size)
         return mapped[offset : offset + size]
+
+    def ahead(self, numbers: IntArray) -> None:
+        """Have the system begin to read pictures that will be asked for, by their numbers, side by side."""
+        if self.store is not None:
+            return
+        index = self.index
+        for number in numbers:
+            with contextlib.suppress(DataError, OSError):  # it will be told when the picture is asked for
+                mapped = self._mapped(int(index.shards[number]))
+                if mapped is not None:
+                    _fetch_ahead(mapped, int(index.offsets[number]), int(index.sizes[number]))
 
     def _mapped(self, shard: int) -> mmap.mmap | None:
         """A shard as memory; None for one of another length, since touching memory behind a file's end ends the process."""
@@ -350,6 +360,13 @@ class Shards:
                     taken -= size
 
 
+def _fetch_ahead(mapped: mmap.mmap, offset: int, size: int) -> None:
+    """All of a picture in one go: else the system reads it page by page, as it is touched."""
+    if hasattr(mmap, "MADV_WILLNEED"):
+        begin = offset - offset % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_WILLNEED, begin, offset + size - begin)
+
+
 def _opened(path: Path) -> BinaryIO | None:
     try:
         return open(path, "rb")
@@ -423,6 +440,14 @@ class ShardSource(FileSource):
     def shard_of(self) -> IntArray:
         """`(n,)` the shard of each picture."""
         return self.shards.index.shards[self.places]
+
+    def load(self, indices: IntArray, readers: Sequence[Reader] | None = None) -> list[Any]:
+        self.ahead(indices)
+        return super().load(indices, readers)
+
+    def ahead(self, indices: IntArray) -> None:
+        """Have the system begin to read the pictures at `indices`."""
+        self.shards.ahead(self.places[indices])
 
     def open(self, index: int) -> BinaryIO:
         return io.BytesIO(self.shards.picture(int(self.places[index])))
