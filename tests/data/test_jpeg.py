@@ -18,13 +18,13 @@ from torchvision.transforms import v2
 from mllt.data import images as images_module
 from mllt.data.broken import SkippingSource
 from mllt.data.folder import ImageFolderLT
-from mllt.data.images import IMAGENET_MEAN, IMAGENET_STD, FileSource, RandomResizedCropFlip
+from mllt.data.images import IMAGENET_MEAN, IMAGENET_STD, FileSource, RandomResizedCropFlip, load_rgb, read_picture
 from mllt.data.order import BatchRequest, Draws
 from mllt.data.sources import ImageDataset
 from mllt.errors import ArgumentError, DataError
 
 pytest.importorskip("simplejpeg", reason="needs the extra jpeg")
-from mllt.data.jpeg import FastRandomResizedCropFlip, jitter
+from mllt.data.jpeg import FastRandomResizedCropFlip, Scratch, decode_plain, jitter
 
 SIZE = 48
 
@@ -83,6 +83,13 @@ def test_pictures_decoded_at_a_fraction_of_their_size_show_the_same_part(tmp_pat
         off = (plain - scaled).abs()
         assert 0.01 < off.mean() < 3
         assert off.max() < 40
+
+
+def test_plain_jpeg_files_are_decoded_as_by_pillow_to_the_bit(tmp_path):
+    source, scratch = save_jpegs(tmp_path, 30), Scratch()
+    for row in range(30):
+        found = read_picture(source.name_of(row), partial(source.open, row), partial(decode_plain, smaller=1, scratch=scratch))
+        assert np.array_equal(found, np.asarray(load_rgb(source.name_of(row))))
 
 
 @pytest.mark.parametrize("hue", [0.0, 0.3])
@@ -241,8 +248,10 @@ def test_settings_that_make_no_sense_are_refused(module, settings, message):
         module(**settings)
 
 
-def test_without_simplejpeg_the_fast_pipeline_is_refused_and_the_usual_one_works(module, monkeypatch):
+def test_without_simplejpeg_fast_training_is_refused_and_its_evaluation_works(module, monkeypatch):
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    data = module(pipeline="fast")
     with pytest.raises(ArgumentError, match=r"pip install 'mllt\[jpeg\]'"):
-        module(pipeline="fast")
+        data.train_dataloader()
+    assert len(list(data.test_dataloader())) == 3
     assert len(training_batches(module())) == 3

@@ -800,10 +800,13 @@ def test_a_shard_in_a_folder_is_opened_once_and_few_stay_mapped(packed, monkeypa
     assert pickle.loads(pickle.dumps(held)).picture(0) == held.picture(0)
 
 
-def test_a_shard_that_is_too_short_is_an_error_and_does_not_end_the_process(copy):
+@pytest.mark.parametrize("left", [-10, 100, 0])
+def test_a_shard_that_is_too_short_is_an_error_and_does_not_end_the_process(copy, left):
     held = open_shards(copy)
     last = int(held.index.firsts[1]) - 1
     path = copy / shard_file(0)
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(DataError, match="it ends 10 bytes too early"):
+    path.write_bytes(path.read_bytes()[:left])
+    held.ahead(np.array([last]))
+    lost = 10 if left == -10 else held.index.sizes[last]
+    with pytest.raises(DataError, match=f"it ends {lost:,} bytes too early"):
         held.picture(last)

@@ -34,7 +34,7 @@ from mllt.data.images import (
     RandomResizedCropFlip,
     check_scale,
 )
-from mllt.data.jpeg import FastRandomResizedCropFlip, require_simplejpeg
+from mllt.data.jpeg import FastRandomResizedCropFlip
 from mllt.data.order import IntArray
 from mllt.data.shards import INDEX, ShardOrder, Shards, ShardSource, is_url, open_shards
 from mllt.data.sources import ImageSource, Transform, data_root
@@ -422,8 +422,6 @@ class ImageFileDataModule(LongTailedDataModule):
         self.pipeline = check_choice("pipeline", pipeline, PIPELINES)
         if padding is not None and pipeline != "torchvision":
             raise ArgumentError("Padded crops have one pipeline only: set `pipeline` to torchvision, or `padding` to null.")
-        if pipeline != "torchvision":
-            require_simplejpeg()
         self.mean, self.std = check_statistics(mean, std)
         self.on_error = check_choice("on_error", on_error, ("error", "skip"))
         self.max_broken = check_number("max_broken", max_broken, 0, 1)
