@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as functional
 from tests.reference import augment as reference
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
@@ -206,6 +207,18 @@ def test_rotate_equals_the_slow_reference(height, width):
         assert np.array_equal(turned.numpy()[:, ~close], expected[:, ~close]), angle
         compared += int((~close).sum())
     assert compared > 0.95 * len(ANGLES) * height * width
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (15, 24)])
+def test_rotating_numbers_of_pixels_is_rotating_the_pixels(height, width):
+    # To the last bit, also where a source lies between two pixels: by the same sampling, of the images themselves
+    images, degrees = random_images(500, height, width), np.random.default_rng(0).uniform(-180, 180, 500)
+    angle = torch.from_numpy(np.deg2rad(degrees)).float()
+    aspect, zero = width / height, torch.zeros_like(angle)
+    rows = [[angle.cos(), -angle.sin() / aspect, zero], [angle.sin() * aspect, angle.cos(), zero]]
+    grid = functional.affine_grid(torch.stack([torch.stack(row, -1) for row in rows], 1), images.shape, align_corners=False)
+    sampled = functional.grid_sample(images.float(), grid, mode="nearest", align_corners=False).to(torch.uint8)
+    assert torch.equal(rotate(images, degrees), sampled)
 
 
 @pytest.mark.parametrize("angle", ANGLES)

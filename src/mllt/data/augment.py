@@ -1,12 +1,14 @@
 """Transforms of whole batches: random crop, flip, rotation, normalisation.
 
-Each takes uint8 `(B, 3, H, W)` and the batch's `Draws`, and gives float32 `(B, 3, H, W)`. All images of a batch are
-transformed at once; what happens to one of them depends on its own random numbers only, never on its neighbours.
+Each takes uint8 `(B, 3, H, W)` and the batch's `Draws`, and gives float32 `(B, 3, H, W)`, on the device where the images lie.
+All images of a batch are transformed at once; what happens to one of them depends on its own random numbers only, never on its
+neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mllt.data.order import Draws
+from mllt.data.sources import to_device
 from mllt.errors import ArgumentError, check_bool, check_integer, check_number
 
 # The streams of `Draws` that each decision takes its numbers from; part of the format, add at the end only.
@@ -27,15 +30,22 @@ class Normalize:
         mean, std: three numbers each, for red, green and blue in 0 .. 1.
     """
 
+    any_device = True
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = check_statistics(mean, std)
-        scale = 1.0 / (255.0 * torch.tensor(self.std, dtype=torch.float64))
-        shift = -torch.tensor(self.mean, dtype=torch.float64) / torch.tensor(self.std, dtype=torch.float64)
-        self._scale = scale.float().view(1, 3, 1, 1)
-        self._shift = shift.float().view(1, 3, 1, 1)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        return images.float().mul_(self._scale).add_(self._shift)
+        scale, shift = _scale_and_shift(tuple(self.mean), tuple(self.std), images.device)
+        # Two passes, each rounded by itself: in one, a GPU would round but once
+        return images.float().mul_(scale).add_(shift)
+
+
+@lru_cache(maxsize=16)
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    means, stds = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    scale, shift = 1.0 / (255.0 * stds), -means / stds
+    return scale.float().view(1, 3, 1, 1).to(device), shift.float().view(1, 3, 1, 1).to(device)
 
 
 class CropFlip:
@@ -52,6 +62,8 @@ class CropFlip:
         rotation: largest angle in degrees, 0 for none.
     """
 
+    any_device = True
+
     def __init__(self, normalize: Normalize, padding: int = 4, *, flip: bool = True, rotation: float = 0.0) -> None:
         self.normalize = normalize
         self.padding = check_integer("padding", padding, 0)
@@ -59,25 +71,49 @@ class CropFlip:
         self.rotation = check_number("rotation", rotation, 0, 180)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        images = self._crop_and_flip(images, draws)
+        height, width = images.shape[2:]
+        which = crops(height, width, self.padding, images.device)[self._drawn(draws, images.device)].flatten(1)
         if self.rotation:
-            images = rotate(images, (draws.uniform(_ANGLE) * 2 - 1) * self.rotation)
-        return self.normalize(images, draws)
+            turned = rotation_of((draws.uniform(_ANGLE) * 2 - 1) * self.rotation, height, width)
+            which = F.pad(which, [1, 0]).gather(1, to_device(turned, images.device).long())
+        return self.normalize(pick(images, which), draws)
 
-    def _crop_and_flip(self, images: Tensor, draws: Draws) -> Tensor:
-        """One gather does both: which pixel of the padded image each pixel of the result takes."""
-        batch, _, height, width = images.shape
+    def _drawn(self, draws: Draws, device: torch.device) -> tuple[Tensor, ...]:
+        """Which of the `crops` each image is given: mirrored or not, from the top, from the left; int64 `(B,)` each."""
         span = 2 * self.padding + 1
-        rows = draws.integers(_TOP, span)[:, None] + np.arange(height)
-        columns = draws.integers(_LEFT, span)[:, None] + np.arange(width)
-        if self.flip:
-            flipped = draws.uniform(_FLIP) < 0.5
-            columns[flipped] = columns[flipped, ::-1]
-        padded = F.pad(images, [self.padding] * 4)
-        which = torch.arange(batch)[:, None, None]
-        # Advanced indices around a slice put the channels last: (B, H, W, 3) -> (B, 3, H, W)
-        picked = padded.permute(0, 2, 3, 1)[which, torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]]
-        return picked.permute(0, 3, 1, 2).contiguous()
+        top, left = draws.integers(_TOP, span), draws.integers(_LEFT, span)
+        mirrored = (draws.uniform(_FLIP) < 0.5) & self.flip
+        left = np.where(mirrored, span - 1 - left, left)  # mirrored after the crop, which is cropped from the other side before
+        return to_device(torch.from_numpy(np.stack([mirrored, top, left])), device).unbind()
+
+
+# The same bits on every device: which pixel goes where is found out on the CPU, or by adding up whole numbers that were drawn
+# there; what is left are gathers, a conversion that is exact (0 .. 255 are float32 numbers), one product and one sum, each in
+# a kernel of its own, rounded as IEEE 754 has it.
+
+
+def pick(images: Tensor, which: Tensor) -> Tensor:
+    """Each pixel of the result is one of the image's, or black.
+
+    Args:
+        images: `(B, channels, H, W)`.
+        which: int64 `(B, H * W)`, pixels counted along the rows from 1; 0 is black.
+    """
+    with_black = F.pad(images.flatten(2), [1, 0])
+    return with_black.gather(2, which[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
+
+
+@lru_cache(maxsize=16)
+def crops(height: int, width: int, padding: int, device: torch.device) -> Tensor:
+    """All crops of a padded image, in the numbers of `pick`: int64 `(2, 2p+1, 2p+1, H, W)`, a view of (2, H+2p, W+2p) of them.
+
+    By whether it is of the image mirrored left-right, by what is left out at the top, and at the left.
+
+    >>> crops(2, 2, 1, torch.device("cpu"))[0, 0, 0].tolist(), crops(2, 2, 1, torch.device("cpu"))[1, 1, 1].tolist()
+    ([[0, 0], [0, 1]], [[2, 1], [4, 3]])
+    """
+    padded = F.pad(torch.arange(1, height * width + 1).view(height, width), [padding] * 4)
+    return torch.stack([padded, padded.flip(1)]).to(device).unfold(1, height, 1).unfold(2, width, 1)
 
 
 def rotate(images: Tensor, degrees: np.ndarray) -> Tensor:
@@ -87,15 +123,24 @@ def rotate(images: Tensor, degrees: np.ndarray) -> Tensor:
         images: uint8 `(B, 3, H, W)`.
         degrees: `(B,)`.
     """
+    return pick(images, to_device(rotation_of(degrees, *images.shape[2:]), images.device).long())
+
+
+def rotation_of(degrees: np.ndarray, height: int, width: int) -> Tensor:
+    """Which pixels a rotation takes, in the numbers of `pick`: int32 `(B, H * W)`, on the CPU.
+
+    Found by rotating an image of these numbers; they are exact in float32 for up to 16 million pixels.
+    """
     angle = torch.from_numpy(np.deg2rad(degrees)).float()
     cos, sin = angle.cos(), angle.sin()
-    aspect = images.shape[3] / images.shape[2]
+    aspect = width / height
     zero = torch.zeros_like(cos)
     theta = torch.stack(
         [torch.stack([cos, -sin / aspect, zero], dim=-1), torch.stack([sin * aspect, cos, zero], dim=-1)], dim=1
     )
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images.float(), grid, mode="nearest", align_corners=False).to(images.dtype)
+    grid = F.affine_grid(theta, [len(degrees), 1, height, width], align_corners=False)
+    numbers = torch.arange(1, height * width + 1, dtype=torch.float32).view(1, 1, height, width)
+    return F.grid_sample(numbers.expand(len(degrees), -1, -1, -1), grid, mode="nearest", align_corners=False).flatten(1).int()
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -392,11 +392,13 @@ class LongTailedDataModule(L.LightningDataModule):
     ) -> DataLoader[Batch]:
         """A loader of this device's batches; `once`: its processes end after one pass."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        here = dataset.device is not None  # the batches are made by this process, where they are needed
+        workers = 0 if here else self.num_workers
         return loader(
             dataset,
             batch_size=None,  # the sampler asks for whole batches
             sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0 and not once,
-            pin_memory=on_gpu,
+            num_workers=workers,
+            persistent_workers=workers > 0 and not once,
+            pin_memory=on_gpu and not here,
         )

@@ -116,7 +116,7 @@ class CIFAR100LT(_CIFARLT):
         subset_seed: which images are kept; 0 is the customary choice.
         padding, flip, rotation: augmentation, see `mllt.data.augment.CropFlip`; RIDE and SADE use rotation=15.
         download: fetch the data when it is missing.
-        common: see `LongTailedDataModule`.
+        common: see `ArrayDataModule`.
 
     Raises:
         ArgumentError: a setting is out of range.

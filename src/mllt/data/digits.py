@@ -31,7 +31,7 @@ class DigitsLT(ArrayDataModule):
         subset_seed: which training images are kept.
         padding: pixels of the random crop; digits are not flipped.
         rotation: largest angle in degrees of the random rotation.
-        common: see `LongTailedDataModule`.
+        common: see `ArrayDataModule`.
 
     >>> data = DigitsLT(imbalance_factor=60)
     >>> data.setup()

@@ -37,7 +37,11 @@ def random_bits(*coordinates: int | IntArray) -> NDArray[np.uint64]:
     >>> int(random_bits(0, 1, 2)) == int(random_bits(0, 1, 2)) != int(random_bits(0, 2, 1))
     True
     """
-    state = np.asarray(np.uint64(0x9E3779B97F4A7C15))
+    return _more_bits(np.asarray(np.uint64(0x9E3779B97F4A7C15)), *coordinates)
+
+
+def _more_bits(state: NDArray[np.uint64], *coordinates: int | IntArray) -> NDArray[np.uint64]:
+    """The bits of the coordinates that `state` is of, followed by these."""
     with np.errstate(over="ignore"):
         for coordinate in coordinates:
             value = np.asarray(coordinate).astype(np.int64).astype(np.uint64)
@@ -47,7 +51,11 @@ def random_bits(*coordinates: int | IntArray) -> NDArray[np.uint64]:
 
 def uniforms(*coordinates: int | IntArray) -> NDArray[np.float64]:
     """A number in [0, 1) for each point of the (broadcast) integer coordinates."""
-    return (random_bits(*coordinates) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _as_uniforms(random_bits(*coordinates))
+
+
+def _as_uniforms(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(length: int, *coordinates: int) -> IntArray:
@@ -80,11 +88,11 @@ class Draws:
     """
 
     def __init__(self, seed: int, epoch: int, positions: IntArray) -> None:
-        self._coordinates = (seed, AUGMENT, epoch, np.asarray(positions, dtype=np.int64))
+        self._bits = random_bits(seed, AUGMENT, epoch, np.asarray(positions, dtype=np.int64))  # which all draws begin with
 
     def uniform(self, draw: int) -> NDArray[np.float64]:
         """One number in [0, 1) per image, float64 `(B,)`; another `draw` gives independent ones."""
-        return uniforms(*self._coordinates, draw)
+        return _as_uniforms(_more_bits(self._bits, draw))
 
     def integers(self, draw: int, high: int) -> IntArray:
         """One whole number in 0 .. high-1 per image, int64 `(B,)`."""
@@ -92,7 +100,7 @@ class Draws:
 
     def seeds(self, draw: int) -> list[int]:
         """One non-negative 63-bit seed per image, to seed a generator that augments one image at a time."""
-        return [int(bits) for bits in random_bits(*self._coordinates, draw) >> np.uint64(1)]
+        return [int(bits) for bits in _more_bits(self._bits, draw) >> np.uint64(1)]
 
 
 class BatchRequest(NamedTuple):

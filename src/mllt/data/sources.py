@@ -72,6 +72,9 @@ class Transform(Protocol):
 
     One that also has `readers(draws)` says how each picture file is to be read, which may depend on what is drawn for it
     (`images.Reader`), and gets what they made of them.
+
+    One that takes uint8 tensors and works on the device where they lie, giving the same bits on each, says so by an attribute
+    `any_device = True`; see `arrays.ArrayDataModule`.
     """
 
     def __call__(self, images: Any, draws: Draws) -> Tensor: ...
@@ -88,7 +91,8 @@ class ArraySource:
 
     def __init__(self, images: Tensor, labels: Sequence[int] | IntArray, rows: IntArray | None = None) -> None:
         self.images = images
-        self.rows = np.arange(len(images), dtype=np.int64) if rows is None else np.asarray(rows, dtype=np.int64)
+        every = np.arange(len(images), dtype=np.int64)
+        self.rows = every if rows is None else every[np.asarray(rows, dtype=np.int64)]
         self._all_labels = np.asarray(labels, dtype=np.int64)
         if len(self._all_labels) != len(images):
             raise DataError(f"Expected one label per image, but got {len(images)} images and {len(self._all_labels)} labels.")
@@ -99,7 +103,11 @@ class ArraySource:
 
     def load(self, indices: IntArray) -> Tensor:
         """uint8 `(B, 3, H, W)`."""
-        return self.images[torch.from_numpy(self.rows[indices])]
+        return self.take(self.images, indices)
+
+    def take(self, images: Tensor, indices: IntArray) -> Tensor:
+        """The images at `indices`, from `images`, which are this source's own on whichever device."""
+        return images.index_select(0, to_device(torch.from_numpy(self.rows[indices]), images.device))
 
     def subset(self, indices: IntArray) -> ArraySource:
         return ArraySource(self.images, self._all_labels, self.rows[indices])
@@ -116,12 +124,19 @@ class ImageDataset(Dataset[Batch]):
         transform: `(loaded images, Draws) -> float32 (B, 3, H, W)`.
         seed: the run's seed, from which the augmentation follows.
         companion_transform: of companions; None: `transform`.
+        device: where the batches are made and lie, by the process that asks for them (a GPU is not shared with others); the
+            source must load there. None: on the CPU, by whichever process.
     """
 
     def __init__(
-        self, source: ImageSource, transform: Transform, seed: int, companion_transform: Transform | None = None
+        self,
+        source: ImageSource,
+        transform: Transform,
+        seed: int,
+        companion_transform: Transform | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+        self.source, self.transform, self.seed, self.device = source, transform, seed, device
         self.companion_transform = transform if companion_transform is None else companion_transform
 
     def __len__(self) -> int:
@@ -146,7 +161,8 @@ class ImageDataset(Dataset[Batch]):
         images = transform(load(request.indices) if readers is None else load(request.indices, readers(draws)), draws)
         targets = torch.from_numpy(self.source.labels[request.indices])
         indices = torch.from_numpy(np.ascontiguousarray(request.indices))
-        return Batch(images, targets, indices, torch.tensor(request.weight, dtype=torch.float32))
+        batch = Batch(images, targets, indices, torch.tensor(request.weight, dtype=torch.float32))
+        return batch if self.device is None else Batch(*(to_device(part, self.device) for part in batch))
 
     def _companion(self, request: BatchRequest, own: BatchRequest, batch: Batch) -> Batch:
         """The companions; those that are in the batch already are not read and augmented a second time."""
@@ -163,8 +179,15 @@ class ImageDataset(Dataset[Batch]):
             )
             place.update({int(p): len(images) + row for row, p in enumerate(request.positions[missing])})
             images, targets, indices = (torch.cat(pair) for pair in zip(batch[:3], others[:3], strict=True))
-        rows = torch.tensor([place[int(position)] for position in request.positions])
+        rows = to_device(torch.tensor([place[int(position)] for position in request.positions]), images.device)
         return Batch(images[rows], targets[rows], indices[rows], batch.weight)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; a GPU that is still at work is not waited for, as it would be without pinned memory."""
+    if tensor.device == device or device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def count_classes(labels: IntArray, num_classes: int) -> Tensor:

@@ -51,7 +51,7 @@ NO_BEARING = {
     *("seed", "output_dir", "resume", "overwrite", "checkpoints", "threads", "warning", "name", "recipe", "recipe_source"),
     *("logger", "callbacks", "hydra", "debug", "sweep", "launcher"),
     *("data.root", "data.list_dir", "data.download", "data.verify_files", "data.verify_lists"),
-    *("data.num_workers", "data.eval_batch_size", "data.storage", "data.shard_cache", "data.shard_cache_gb"),
+    *("data.num_workers", "data.on_device", "data.eval_batch_size", "data.storage", "data.shard_cache", "data.shard_cache_gb"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.profiler"),
     *("trainer.check_val_every_n_epoch", "trainer.limit_val_batches", "trainer.max_nonfinite", "data.max_broken"),
     *("evaluation.test_prior", "evaluation.test_prior_factor"),  # told by the experiment
