@@ -185,3 +185,22 @@ def test_a_power_cut_between_an_epochs_checkpoint_and_its_curves_loses_no_row(ml
     monkeypatch.undo()
     assert mllt_command(*command, f"output_dir={parts}").status == 0
     assert differences(whole, parts) == []
+
+
+@pytest.mark.parametrize(
+    "method", [("method=bbn",), pytest.param(("method=mislas", "method.head_epochs=2"), marks=pytest.mark.slow)], ids="+".join
+)
+def test_a_run_goes_on_to_the_same_bits_with_its_batches_made_elsewhere(method, mllt_command, tmp_path):
+    """As when a run of loader processes moves to a GPU, or back."""
+    command = ("train", *method, *SHORT[1:], "trainer.max_epochs=2", "data.rotation=15")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert mllt_command(*command, f"output_dir={whole}").status == 0
+    here, there = "data.on_device=true", "data.on_device=false"
+    stage = "head" if "method=mislas" in method else "training"
+    for setting, epochs, batches in ((here, 0, 3), (there, 1, 2)):
+        with pytest.raises(PowerCut):
+            mllt_command(*command, setting, cut(stage, epochs, batches), f"output_dir={parts}")
+    done = mllt_command(*command, here, f"output_dir={parts}")
+    assert done.status == 0, done.err
+    assert f"Going on from {parts / 'checkpoints' / 'last.ckpt'}" in done.out
+    assert differences(whole, parts) == []

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from benchmarks.crash import differences
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +96,12 @@ def test_both_processes_save_and_stop_where_one_is_asked_to(tmp_path):
     assert "Traceback" not in err
     left = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True).stdout
     assert not left, "no process is left behind"
+
+
+def test_two_processes_train_the_same_bits_wherever_their_batches_are_made(tmp_path):
+    pytest.importorskip("timm")
+    for setting in ("true", "false"):
+        process = start(tmp_path, tmp_path / setting, 2, "method=bbn", f"data.on_device={setting}", "data.rotation=15")
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert differences(tmp_path / "true", tmp_path / "false") == []

@@ -53,6 +53,18 @@ def test_normalize_equals_torchvision():
     assert torch.equal(images, before)
 
 
+def test_normalize_rounds_after_the_product_and_after_the_sum():
+    # So it is the same bits on every device: a product and a sum that are fused round but once
+    levels = np.arange(256, dtype=np.float32)
+    scale, shift = 1 / (255 * np.array(STD)), -np.array(MEAN) / np.array(STD)
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
+    for channel, result in enumerate(Normalize(MEAN, STD)(images, draws(1))[0]):
+        product = levels * np.float32(scale[channel])
+        assert np.array_equal(result.flatten().numpy(), product + np.float32(shift[channel]))
+        once = (levels.astype(np.float64) * np.float32(scale[channel]) + np.float32(shift[channel])).astype(np.float32)
+        assert not np.array_equal(product + np.float32(shift[channel]), once), "there is a difference to be seen"
+
+
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [

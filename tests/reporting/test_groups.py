@@ -125,6 +125,7 @@ def test_runs_of_other_code_data_or_length_stand_apart_and_the_report_says_in_wh
         ("resume", "auto"),
         ("data.root", "/elsewhere"),
         ("data.num_workers", 3),
+        ("data.on_device", False),
         ("data.eval_batch_size", 7),
         ("trainer.devices", 4),
         ("trainer.accelerator", "gpu"),

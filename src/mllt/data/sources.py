@@ -180,7 +180,7 @@ class ImageDataset(Dataset[Batch]):
             place.update({int(p): len(images) + row for row, p in enumerate(request.positions[missing])})
             images, targets, indices = (torch.cat(pair) for pair in zip(batch[:3], others[:3], strict=True))
         rows = to_device(torch.tensor([place[int(position)] for position in request.positions]), images.device)
-        return Batch(images[rows], targets[rows], indices[rows], batch.weight)
+        return Batch(*(part.index_select(0, rows) for part in (images, targets, indices)), batch.weight)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
