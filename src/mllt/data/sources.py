@@ -162,7 +162,7 @@ class ImageDataset(Dataset[Batch]):
         targets = torch.from_numpy(self.source.labels[request.indices])
         indices = torch.from_numpy(np.ascontiguousarray(request.indices))
         batch = Batch(images, targets, indices, torch.tensor(request.weight, dtype=torch.float32))
-        return batch if self.device is None else Batch(*(to_device(part, self.device) for part in batch))
+        return batch if self.device is None else Batch._make(to_device(part, self.device) for part in batch)
 
     def _companion(self, request: BatchRequest, own: BatchRequest, batch: Batch) -> Batch:
         """The companions; those that are in the batch already are not read and augmented a second time."""
@@ -180,7 +180,8 @@ class ImageDataset(Dataset[Batch]):
             place.update({int(p): len(images) + row for row, p in enumerate(request.positions[missing])})
             images, targets, indices = (torch.cat(pair) for pair in zip(batch[:3], others[:3], strict=True))
         rows = to_device(torch.tensor([place[int(position)] for position in request.positions]), images.device)
-        return Batch(*(part.index_select(0, rows) for part in (images, targets, indices)), batch.weight)
+        images, targets, indices = (part.index_select(0, rows) for part in (images, targets, indices))
+        return Batch(images, targets, indices, batch.weight)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
