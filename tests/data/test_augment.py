@@ -222,29 +222,24 @@ def test_rotate_equals_the_slow_reference(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (15, 24)])
-def test_rotating_numbers_of_pixels_is_rotating_the_pixels(height, width):
+def test_rotate_samples_at_pytorchs_places(height, width):
     images, degrees = random_images(500, height, width), np.random.default_rng(0).uniform(-180, 180, 500)
-    angle = torch.from_numpy(np.deg2rad(degrees)).float()[:, None, None]
-    aspect, sizes = width / height, (500, height, width)
-    x, y = (torch.linspace(-1, 1, size) * (size - 1) / size for size in (width, height))
-    by_hand = torch.stack(
-        [
-            (x * angle.cos() + y[:, None] * (-angle.sin() / aspect)).expand(sizes),
-            (x * (angle.sin() * aspect) + y[:, None] * angle.cos()).expand(sizes),
-        ],
-        dim=-1,
-    )
-    zero = torch.zeros(500)
-    cos, sin = angle.cos().flatten(), angle.sin().flatten()
-    rows = torch.stack([cos, -sin / aspect, zero, sin * aspect, cos, zero], dim=1).view(500, 2, 3)
-    pytorchs = functional.affine_grid(rows, list(images.shape), align_corners=False)
+    angle, aspect, zero = torch.from_numpy(np.deg2rad(degrees)).float(), width / height, torch.zeros(500)
+    cos, sin = angle.cos(), angle.sin()
+    theta = torch.stack([cos, -sin / aspect, zero, sin * aspect, cos, zero], dim=1).view(500, 2, 3)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    sampled = functional.grid_sample(images.float(), grid, mode="nearest", align_corners=False)
+    # Its products of matrices may be rounded in another way, which decides between two pixels now and then
+    assert (rotate(images, degrees) != sampled).float().mean() < 1e-4
 
-    def sampled(grid):
-        return functional.grid_sample(images.float(), grid, mode="nearest", align_corners=False).to(torch.uint8)
 
-    assert torch.equal(rotate(images, degrees), sampled(by_hand))
-    # Products of matrices may be rounded in another way, which decides between two pixels now and then
-    assert (rotate(images, degrees) != sampled(pytorchs)).float().mean() < 1e-4
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (15, 24)])
+def test_pixels_are_found_by_rotating_their_numbers(height, width):
+    images, position = random_images(500, height, width), draws(500)
+    cropped = CropFlip(raw(), 4)(images, position).round().to(torch.uint8)
+    degrees = (position.uniform(3) * 2 - 1) * 180
+    both = CropFlip(raw(), 4, rotation=180)(images, position).round().to(torch.uint8)
+    assert torch.equal(both, rotate(cropped, degrees))
 
 
 @pytest.mark.parametrize("angle", ANGLES)
