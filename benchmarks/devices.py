@@ -30,7 +30,7 @@ def seconds_per_image(processes: int) -> float:
         return 1 / json.loads(Path(folder, "run/results.json").read_text())["images_per_second"]
 
 
-def rows(rounds: int = 3) -> Iterator[Row]:
+def rows(rounds: int = 2) -> Iterator[Row]:
     """Two processes beside one."""
     if (os.cpu_count() or 1) < 2:
         return
