@@ -20,11 +20,13 @@ from benchmarks.cifar import cifar100_lt, pixels_and_labels
 from benchmarks.measure import Row, compare, middle_half, once, tells_seconds
 from benchmarks.peak import float32_flops
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from mllt import MutualLTModule
 from mllt.build import quiet_lightning
 from mllt.callbacks import EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, SeedSteps, Speed, WholeCheckpoints
 from mllt.networks import build_network, count_macs
+from mllt.networks.experts import ExpertNetwork
 from mllt.optim import parameter_groups, sgd
 
 BATCH, EXPERTS = 128, 3
@@ -42,9 +44,6 @@ class Stopwatch(Callback):
             self.seconds = -now()
         if trainer.is_last_batch:
             self.seconds += now()
-
-    def on_test_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        self.seconds += now() if trainer.is_last_batch else 0.0
 
 
 def now() -> float:
@@ -163,13 +162,34 @@ def rows_of_testing(images: int = 2560) -> Iterator[Row]:
     )
 
 
-def bare_step(num_experts: int) -> Callable[[], object]:
-    """A step of the library's network, loss and optimizer, without data and trainer."""
-    torch.manual_seed(0)
-    counts = cifar100_lt().class_counts
-    module = MutualLTModule(class_counts=counts, **{**RECIPE, "num_experts": num_experts, "width": 0.75})
-    optimizer = sgd(parameter_groups(module, 5e-4), 0.01, 0.9, nesterov=False)
-    images, targets = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 100, (BATCH,))
+def rows_of_overhead(steps: int = 150) -> Iterator[Row]:
+    """What trainer, callbacks and data take of a step, beside network and loss: a network that computes next to nothing."""
+    data = cifar100_lt(batch_size=BATCH)
+    module = MutualLTModule(class_counts=data.class_counts, class_names=data.class_names, **RECIPE)
+    heads = [nn.Linear(48, 100) for _ in range(EXPERTS)]
+    pool = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(1))
+    module.use_network(ExpertNetwork(pool, [nn.Identity() for _ in range(EXPERTS)], heads))
+    alone = step_of(module, torch.randn(BATCH, 3, 32, 32), torch.randint(0, 100, (BATCH,)))
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            watch = Stopwatch(5)
+            quiet_trainer(folder, watch, accelerator="cpu", max_epochs=3, limit_train_batches=80).fit(module, datamodule=data)
+        return watch.seconds / 75 - once(alone, repeats=steps)
+
+    seconds = sorted(run() for _ in range(5))
+    yield Row(
+        what="trainer, callbacks and data of a step, CIFAR100-LT, batch 128, on the processor",
+        unit="ms",
+        baseline=None,
+        ours=seconds[2] * 1e3,
+        note=f"{seconds[0] * 1e3:.1f} .. {seconds[-1] * 1e3:.1f} in 5 runs",
+    )
+
+
+def step_of(module: MutualLTModule, images: torch.Tensor, targets: torch.Tensor, lr: float = 0.01) -> Callable[[], object]:
+    """A step of a module's network, loss and optimizer, without data and trainer."""
+    optimizer = sgd(parameter_groups(module, 5e-4), lr, 0.9, nesterov=False)
 
     def step() -> None:
         loss = torch.stack(list(module.objective(module(images), targets).values())).sum()
@@ -178,6 +198,14 @@ def bare_step(num_experts: int) -> Callable[[], object]:
         optimizer.step()
 
     return step
+
+
+def bare_step(num_experts: int) -> Callable[[], object]:
+    """A step of the library's network, loss and optimizer, without data and trainer."""
+    torch.manual_seed(0)
+    counts = cifar100_lt().class_counts
+    module = MutualLTModule(class_counts=counts, **{**RECIPE, "num_experts": num_experts, "width": 0.75})
+    return step_of(module, torch.randn(BATCH, 3, 32, 32), torch.randint(0, 100, (BATCH,)))
 
 
 def bare_plain_step(num_experts: int) -> Callable[[], object]:
@@ -227,16 +255,7 @@ def resnet50_step(size: int, batch: int = 4) -> Callable[[], object]:
     """A step of ResNet-50 with three experts on a few images of that size."""
     torch.manual_seed(0)
     module = MutualLTModule(class_counts=[100] * 1000, network="resnet50", num_experts=EXPERTS)
-    optimizer = sgd(parameter_groups(module, 5e-4), 0.001, 0.9, nesterov=False)
-    images, targets = torch.randn(batch, 3, size, size), torch.randint(0, 1000, (batch,))
-
-    def step() -> None:
-        loss = torch.stack(list(module.objective(module(images), targets).values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
+    return step_of(module, torch.randn(batch, 3, size, size), torch.randint(0, 1000, (batch,)), lr=0.001)
 
 
 def rows_of_resolution(sizes: tuple[int, ...] = (112, 160, 224), rounds: int = 5, batch: int = 4) -> Iterator[Row]:
@@ -262,6 +281,7 @@ def rows() -> Iterator[Row]:
         floor=step_floor(),
         floor_is="arithmetic at the measured peak",
     )
+    yield from rows_of_overhead()
     yield from rows_of_experts()
     yield from rows_of_resolution()
     yield from rows_of_testing()
