@@ -18,7 +18,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/architecture.md",
     "docs/adding_a_method.md",
-    *(f"docs/{name}.md" for name in ("devices", "shards", "reliability")),
+    *(f"docs/{name}.md" for name in ("devices", "performance", "shards", "reliability")),
 )
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
 

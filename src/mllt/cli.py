@@ -251,7 +251,7 @@ def _check_type(key: str, default: Any, value: Any) -> None:
 
 def _lenient(key: str, wanted: str, got: str) -> bool:
     """Settings that take several types: Lightning's, for which a text, a number or a list may all be right, and the like."""
-    names = ("devices", "precision", "deterministic", "profiler", "strategy", "sync_batchnorm")
+    names = ("compile", "devices", "precision", "deterministic", "profiler", "strategy", "sync_batchnorm")
     several = [*(f"trainer.{name}" for name in names), "data.on_device"]
     limits = re.fullmatch(r"trainer\.limit_\w+_batches", key) is not None and "number" in got
     # a text that looks like a number is still a text: name=2024

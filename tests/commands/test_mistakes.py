@@ -63,6 +63,8 @@ import pytest
         (["trainer.limit_test_batches=0"], ["`trainer.limit_test_batches` to be a number above 0"]),
         (["trainer.check_val_every_n_epoch=0"], ["`trainer.check_val_every_n_epoch`", "at least 1"]),
         (["trainer.gradient_clip_val=-1"], ["`trainer.gradient_clip_val`", "above 0"]),
+        (["trainer.compile=fast"], ["`trainer.compile` to be true, false or one of", "reduce-overhead"]),
+        (["trainer.tf32=some"], ["`trainer.tf32`", "true or false"]),
         (["trainer.deterministic=foo"], ["`trainer.deterministic` to be true, false or warn"]),
         (["trainer.accelerator=cpu", "trainer.devices=999", "trainer.strategy=ddp"], ["999 processes", "Lower `devices`"]),
         (["trainer.accelerator=cpu", "trainer.sync_batchnorm=true"], ["on GPUs only"]),

@@ -73,3 +73,11 @@ def test_deterministic_mode_does_not_write_to_memory_that_is_about_to_be_written
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     assert mllt_command("train", *SHORT, "trainer.deterministic=true", f"output_dir={tmp_path / 'run'}").status == 0
     assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.parametrize("mode", ["true", "reduce-overhead", "max-autotune-no-cudagraphs"])
+def test_modes_of_the_compiler_are_settings(mode, monkeypatch, mllt_command, tmp_path):
+    compiled = []
+    monkeypatch.setattr("mllt.callbacks.speed.compile_network", lambda network, mode: compiled.append(mode))
+    assert mllt_command("train", *SHORT, f"trainer.compile={mode}", f"output_dir={tmp_path / 'run'}").status == 0
+    assert compiled == ["default" if mode == "true" else mode]
