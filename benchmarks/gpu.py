@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import simplejpeg
 import torch
 from benchmarks.__main__ import machine, show
 from benchmarks.baseline import (
@@ -29,16 +30,18 @@ from benchmarks.baseline import (
     plain_test,
 )
 from benchmarks.cifar import cifar100_lt, pixels_and_labels
+from benchmarks.jpeg import save_photographs
 from benchmarks.measure import Row, compare, tells_seconds
 from benchmarks.training import BATCH, EXPERTS, RECIPE, library_steps, now, quiet_trainer
 from torch import Tensor
+from torchvision.io import decode_jpeg
 
 from mllt import MutualLTModule
 from mllt.callbacks.speed import compile_network
 from mllt.networks import build_network, count_macs
 from mllt.optim import parameter_groups, sgd
 
-PARTS = ("steps", "cifar", "resnet50")
+PARTS = ("steps", "cifar", "resnet50", "jpeg")
 #: Dense bf16 products per second that the makers tell, by a part of the device's name.
 BF16_PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 #: Ways of the library to train: precision, compile.
@@ -196,6 +199,24 @@ def resnet50_step(images: Tensor, target: Tensor, classes: int, way: dict[str, A
     return step
 
 
+def rows_of_decoding(device: str, *, small: bool) -> Iterator[Row]:
+    """Decoding a batch of JPEG pictures on the device, beside one core of the processor: whether it would win."""
+    count = 4 if small else 128
+    with tempfile.TemporaryDirectory() as folder:
+        source = save_photographs(Path(folder), 500, 375, count)
+        encoded = [source.open(row).read() for row in range(count)]
+    tensors = [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in encoded]
+    yield compare(
+        "decoding JPEG of 500x375 on the device, per image; baseline: simplejpeg on one core",
+        lambda: [simplejpeg.decode_jpeg(one) for one in encoded],
+        lambda: decode_jpeg(tensors, device=device),
+        rounds=1 if small else 5,
+        unit="us",
+        per=count,
+        note="a GPU has 16 cores or more beside it: ratios below that are no gain, and the device has other work",
+    )
+
+
 def rows(device: str, only: tuple[str, ...], epochs: int, *, small: bool) -> Iterator[Row]:
     """The parts that were asked for."""
     torch.backends.cudnn.benchmark = True
@@ -204,6 +225,8 @@ def rows(device: str, only: tuple[str, ...], epochs: int, *, small: bool) -> Ite
         yield from rows_of_steps(device, small=small)
     if "resnet50" in only:
         yield from rows_of_resnet50(device, small=small)
+    if "jpeg" in only:
+        yield from rows_of_decoding(device, small=small)
     if "cifar" in only:
         yield from rows_of_cifar(device, epochs, small=small)
 

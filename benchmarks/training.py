@@ -9,7 +9,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import nn
 from mllt import MutualLTModule
 from mllt.build import quiet_lightning
 from mllt.callbacks import EpochLearningRate, MetricsCSV, NonFiniteGuard, SaveAndStop, SeedSteps, Speed, WholeCheckpoints
+from mllt.callbacks.speed import multiplies_bfloat16
 from mllt.networks import build_network, count_macs
 from mllt.networks.experts import ExpertNetwork
 from mllt.optim import parameter_groups, sgd
@@ -118,14 +118,8 @@ def rows_of_training() -> Iterator[Row]:
     what = "training step with data, CIFAR100-LT, ResNet-32, 3 experts, batch 128"
     yield compare(f"{what}; baseline with 2 loader processes", plain, ours, **float32)
     yield compare(f"{what}; baseline without", plain_steps(8, workers=0), ours, **float32)
-    if has_bf16():
+    if multiplies_bfloat16():
         yield compare(f"{what}, trainer.precision=bf16-mixed", plain, library_steps(8, precision="bf16-mixed"), **shared)
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 by itself; where it does not, bf16-mixed takes many times as long."""
-    path = Path("/proc/cpuinfo")
-    return path.exists() and bool({"avx512_bf16", "amx_bf16"} & set(path.read_text().split()))
 
 
 def rows_of_testing(images: int = 2560) -> Iterator[Row]:

@@ -1,12 +1,13 @@
 """Settings for speed: what they may change, and what is said when they cannot be had."""
 
 import csv
+import warnings
 
 import pytest
 import torch
 
 from mllt.callbacks import Speed
-from mllt.callbacks.speed import check_compiler, compile_network
+from mllt.callbacks.speed import check_compiler, compile_network, multiplies_bfloat16
 from mllt.errors import ArgumentError
 from mllt.networks import build_network
 
@@ -45,6 +46,23 @@ def test_a_compiled_network_has_the_loss_curve_of_the_plain_one_and_its_checkpoi
     )
     assert plain.keys() == compiled.keys()
     assert mllt_command("evaluate", f"checkpoint={tmp_path / 'compiled' / 'checkpoints/last.ckpt'}").status == 0
+
+
+def test_a_processor_without_bfloat16_is_told_of(mllt_command, tmp_path, monkeypatch):
+    for name, has in (("old", False), ("new", True)):
+        monkeypatch.setattr("mllt.callbacks.speed.multiplies_bfloat16", lambda has=has: has)
+        run = ("trainer.precision=bf16-mixed", f"output_dir={tmp_path / name}")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert mllt_command("train", *SHORT, *run).status == 0
+        assert any("no instructions for bfloat16" in str(warning.message) for warning in caught) != has
+
+
+@pytest.mark.parametrize(("flags", "has"), [("fpu avx512f", False), ("fpu avx512_bf16 x", True), ("Features: bf16", True)])
+def test_what_a_processor_can_is_read_from_what_the_system_tells(tmp_path, flags, has):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    assert multiplies_bfloat16(tmp_path / "cpuinfo") == has
+    assert multiplies_bfloat16(tmp_path / "none")
 
 
 def test_compiling_keeps_the_names_of_parameters():

@@ -7,11 +7,13 @@ import importlib.util
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from mllt.errors import ArgumentError, check_bool
 
@@ -46,8 +48,14 @@ class Speed(Callback):
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         # Deterministic mode would write NaN over every new tensor, to show those that are read before they are written
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        device = trainer.strategy.root_device.type
+        if stage == "fit" and device == "cpu" and trainer.precision == "bf16-mixed" and not multiplies_bfloat16():
+            rank_zero_warn(
+                "trainer.precision=bf16-mixed: this processor has no instructions for bfloat16, and may take many times as "
+                "long as with 32-true."
+            )
         if self.mode is not None and stage == "fit":
-            check_compiler(trainer.strategy.root_device.type)
+            check_compiler(device)
             compile_network(pl_module.network, self.mode)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -74,6 +82,12 @@ def check_compiler(device: str) -> None:
             f"Expected a C++ compiler for trainer.compile on the processor, but there is no {' or '.join(compilers)}. Install "
             "one, or set trainer.compile=false."
         )
+
+
+def multiplies_bfloat16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
+    """Whether the processor multiplies bfloat16 by itself, as far as Linux tells; True where nothing does."""
+    path = Path(cpuinfo)
+    return not path.exists() or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(path.read_text().split()))
 
 
 def keep_freed_memory() -> None:
