@@ -154,7 +154,7 @@ def test_every_option_of_every_group_composes(group, option):
     assert OmegaConf.to_container(config, resolve=True)["name"] in options("experiment")
     # an option may set what it likes: a slip of the pen would make a new setting that nobody reads
     assert set(config) == set(composed())
-    assert set(config.trainer) - {"on_nonfinite", "max_nonfinite"} <= set(arguments(L.Trainer))
+    assert set(config.trainer) - {"compile", "tf32", "on_nonfinite", "max_nonfinite"} <= set(arguments(L.Trainer))
     # only one's own pictures need a place from the start
     assert OmegaConf.missing_keys(config) == ({"data.root"} if option == "folder_lt" else set())
 

@@ -22,7 +22,7 @@ def test_the_comparison_sees_one_last_bit(trained, tmp_path):
     last = other / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
     momentum = checkpoint["optimizer_states"][0]["state"][0]["momentum_buffer"]
-    momentum.view(torch.int32).flatten()[0] ^= 1
+    momentum.view(torch.int32)[(0,) * momentum.ndim] ^= 1
     torch.save(checkpoint, last)
     assert differences(trained, other) == ["checkpoints/last.ckpt: /optimizer_states/0/state/0/momentum_buffer"]
 

@@ -472,7 +472,8 @@ class LongTailedModule(L.LightningModule):
         A checkpoint within an epoch holds them, and `load_epoch_sums` gets them back, so that what is told of the epoch is of
         the whole of it. On another number of devices than they come from, the first gets their total.
         """
-        return {f"train/{name}": torch.stack([mean.total, mean.images]) for name, mean in self.train_means.items()}  # type: ignore[list-item]
+        begun = {name: mean for name, mean in self.train_means.items() if mean.update_called}  # not those of an earlier stage
+        return {f"train/{name}": torch.stack([mean.total, mean.images]) for name, mean in begun.items()}  # type: ignore[list-item]
 
     def load_epoch_sums(self, sums: dict[str, Tensor]) -> None:
         """Let the sums of the epoch be those that `epoch_sums` gave, and nothing where it gave none."""
