@@ -24,6 +24,7 @@ def repository(tmp_path):
     source.write_bytes(Path(mllt.results.__file__).read_bytes())
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "train.yaml").write_text("seed: 0\n")
+    (tmp_path / ".gitignore").write_text("__pycache__/\n")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "first")
