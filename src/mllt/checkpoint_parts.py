@@ -278,7 +278,7 @@ def _check_like(stored: Any, made: Any, name: str) -> None:
 def _of_another_make(name: str) -> CheckpointError:
     return CheckpointError(
         f"Expected {name} of the checkpoint to be what this run would write, but it is of another kind: the checkpoint is "
-        "damaged, or of other versions of torch and lightning. Use another copy, or begin a new run with its weights, by "
+        "damaged, or of other versions of mllt, torch or lightning. Use another copy, or begin a new run with its weights, by "
         "mllt.load_checkpoint."
     )
 

@@ -46,7 +46,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         accelerator=config.accelerator,
         devices=config.devices,
         logger=False,
-        callbacks=[Speed()],
+        callbacks=[Speed(tf32=stored_tf32(folder))],
         enable_checkpointing=False,
         enable_progress_bar=False,
         limit_test_batches=config.limit_batches,
@@ -71,7 +71,7 @@ def further_priors(config: DictConfig, module: LongTailedModule) -> dict[str, An
 
     from mllt.errors import ArgumentError, name_some
 
-    also: Any = OmegaConf.to_container(config.also)
+    also: Any = [] if config.also is None else OmegaConf.to_container(config.also)
     if not all(isinstance(prior, str) for prior in also):
         raise ArgumentError(f"Expected `also` to be a list of test priors, such as [uniform,backward], but got {also}.")
     factor = module.hparams["test_prior_factor"]
@@ -134,6 +134,14 @@ def prior_name(prior: Any, factor: float | None) -> str:
     if isinstance(prior, str):
         return Path(prior).stem + (f"-{factor:g}" if factor is not None else "")
     return "numbers-" + hashlib.sha256(repr(prior).encode()).hexdigest()[:8]
+
+
+def stored_tf32(folder: RunFolder) -> bool:
+    """Whether the run computed float32 products of fewer bits, so that its test is repeated as it was."""
+    from omegaconf import OmegaConf
+
+    value = OmegaConf.select(folder.read_config(), "trainer.tf32")
+    return value if isinstance(value, bool) else True
 
 
 def stored_data(config: DictConfig, folder: RunFolder) -> LongTailedDataModule:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mllt.callbacks import Speed
-from mllt.callbacks.speed import check_compiler, compile_network, multiplies_bfloat16
+from mllt.callbacks.speed import check_compiler, check_graphs, compile_network, multiplies_bfloat16
 from mllt.errors import ArgumentError
 from mllt.networks import build_network
 
@@ -65,6 +65,36 @@ def test_what_a_processor_can_is_read_from_what_the_system_tells(tmp_path, flags
     assert multiplies_bfloat16(tmp_path / "none")
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_every_precision(mllt_command, tmp_path, precision):
+    clipped = ("trainer.gradient_clip_val=0.001", f"trainer.precision={precision}", f"output_dir={tmp_path / 'run'}")
+    done = mllt_command("train", *SHORT, *clipped)
+    assert done.status == 0, done.err
+    assert losses(tmp_path / "run")
+
+
+def test_cuda_graphs_are_refused_with_accumulated_steps():
+    check_graphs("cuda", "default", 2)
+    check_graphs("cuda", "reduce-overhead", 1)
+    check_graphs("cpu", "reduce-overhead", 2)
+    with pytest.raises(ArgumentError, match=r"accumulate_grad_batches=1 .* got 2\. Set trainer\.compile=true"):
+        check_graphs("cuda", "reduce-overhead", 2)
+
+
+def test_an_evaluation_computes_with_the_bits_of_the_run(mllt_command, tmp_path, monkeypatch):
+    told = []
+    assert mllt_command("train", *SHORT, "trainer.tf32=false", f"output_dir={tmp_path / 'run'}").status == 0
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
+    monkeypatch.setattr(Speed, "setup", lambda self, *_, **__: told.append(self.tf32))
+    assert mllt_command("evaluate", f"checkpoint={tmp_path / 'run' / 'checkpoints/last.ckpt'}").status == 0
+    assert set(told) == {False}
+
+
+def test_products_on_the_processor_keep_all_their_bits(mllt_command, tmp_path):
+    assert mllt_command("train", *SHORT, f"output_dir={tmp_path / 'run'}").status == 0
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_compiling_keeps_the_names_of_parameters():
     network = build_network("resnet20", 10, 2)
     names = list(network.state_dict())
@@ -81,7 +111,7 @@ def test_without_a_compiler_it_is_said_what_to_do(monkeypatch):
         check_compiler("cuda")
 
 
-@pytest.mark.parametrize(("setting", "value"), [("compile", "fast"), ("compile", 2), ("tf32", "yes")])
+@pytest.mark.parametrize(("setting", "value"), [("compile", "fast"), ("compile", 2), ("compile", 1), ("tf32", "yes")])
 def test_other_settings_are_refused(setting, value):
     with pytest.raises(ArgumentError, match=f"Expected `trainer.{setting}` to be true"):
         Speed(**{setting: value})

@@ -37,18 +37,19 @@ class Speed(Callback):
     """
 
     def __init__(self, compile: bool | str = False, tf32: bool = True) -> None:
-        if compile not in (True, False, *MODES):
+        if not isinstance(compile, bool) and compile not in MODES:
             raise ArgumentError(f"Expected `trainer.compile` to be true, false or one of {list(MODES)}, but got {compile!r}.")
         self.mode = "default" if compile is True else compile or None
         self.tf32 = check_bool("trainer.tf32", tf32)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         keep_freed_memory()
+        device = trainer.strategy.root_device.type
         torch.backends.cudnn.allow_tf32 = self.tf32
-        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        # Some processors would use it, too
+        torch.set_float32_matmul_precision("high" if self.tf32 and device == "cuda" else "highest")
         # Deterministic mode would write NaN over every new tensor, to show those that are read before they are written
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        device = trainer.strategy.root_device.type
         if stage == "fit" and device == "cpu" and trainer.precision == "bf16-mixed" and not multiplies_bfloat16():
             rank_zero_warn(
                 "trainer.precision=bf16-mixed: this processor has no instructions for bfloat16, and may take many times as "
@@ -56,11 +57,14 @@ class Speed(Callback):
             )
         if self.mode is not None and stage == "fit":
             check_compiler(device)
+            check_graphs(device, self.mode, trainer.accumulate_grad_batches)
             compile_network(pl_module.network, self.mode)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
         if self.mode is not None:  # what the step before has left in a CUDA graph's memory is no longer needed
             torch.compiler.cudagraph_mark_step_begin()
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
 
 
 def compile_network(network: Any, mode: str) -> None:
@@ -76,11 +80,25 @@ def check_compiler(device: str) -> None:
     """Raise `ArgumentError` where `torch.compile` has nothing to compile with."""
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         raise ArgumentError("Expected triton for trainer.compile on a GPU: pip install triton, or set trainer.compile=false.")
+    if device == "cuda" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise ArgumentError(
+            "Expected a C compiler for trainer.compile on a GPU, which triton starts, but there is neither gcc nor clang. "
+            "Install one, or set trainer.compile=false."
+        )
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
     if device == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
         raise ArgumentError(
             f"Expected a C++ compiler for trainer.compile on the processor, but there is no {' or '.join(compilers)}. Install "
             "one, or set trainer.compile=false."
+        )
+
+
+def check_graphs(device: str, mode: str, accumulated: int) -> None:
+    """Raise `ArgumentError` for CUDA graphs with accumulated steps: a graph's gradients do not outlive its next replay."""
+    if device == "cuda" and mode in ("reduce-overhead", "max-autotune") and accumulated > 1:
+        raise ArgumentError(
+            f"Expected trainer.accumulate_grad_batches=1 with trainer.compile={mode}, whose CUDA graphs write each gradient "
+            f"over the one before, but got {accumulated}. Set trainer.compile=true, or max-autotune-no-cudagraphs."
         )
 
 
@@ -99,5 +117,6 @@ def keep_freed_memory() -> None:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
+        if not libc.mallopt(_MMAP_THRESHOLD, 1 << 30):  # before glibc 2.35, 32 MiB are the most
+            libc.mallopt(_MMAP_THRESHOLD, 1 << 25)
         libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)

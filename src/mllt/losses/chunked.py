@@ -68,6 +68,8 @@ def chunked_mutual_learning_terms(
     features, labels = check_logits(features, labels)
     classes = _check_heads(features, weights, biases)
     check_classes(labels, classes)
+    if labels.device.type == "cuda":  # no kernel below would fail of a label that is no class; this does not wait
+        torch._assert_async(((labels >= 0) & (labels < classes)).all())
     offset = None
     if class_counts is not None:
         offset = balancing_offset(class_counts, classes, features.device, features.dtype)

@@ -554,8 +554,9 @@ class LongTailedModule(L.LightningModule):
         lr, decay = recipe.pop("lr"), recipe.pop("weight_decay")
         decay_all = hp["decay_norm_and_bias"]
         groups = parameter_groups(self, decay, decay_norm_and_bias=decay_all, lr=lr, lr_factor=self.lr_factor)
-        # Lightning cannot clip gradients of a fused optimizer whose loss is scaled
-        fused = False if self.trainer.precision == "16-mixed" else None
+        # Lightning does not clip gradients of a fused optimizer under mixed precision
+        clips = self.trainer.gradient_clip_val is not None and self.trainer.precision.endswith("-mixed")
+        fused = False if clips or self.trainer.precision == "16-mixed" else None
         optimizer = sgd(groups, lr, hp["momentum"], nesterov=hp["nesterov"], fused=fused)
         scheduler = epoch_schedule(optimizer, self._max_epochs(), **recipe)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "name": "lr"}}
