@@ -10,60 +10,19 @@ import importlib
 import json
 import os
 import platform
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks.measure import Row
 from benchmarks.peak import float32_flops
-from rich.console import Console
-from rich.table import Table
+from benchmarks.table import print_table, show
 
 from mllt.results import git_commit, versions
 
 PARTS = ("training", "data", "jpeg", "loss", "devices", "startup")
-HEADS = ("what", "unit", "baseline", "ours", "ratio (middle half)", "asked for", "floor", "share of the floor")
-
-
-def figure(value: float | None) -> str:
-    """A number in three digits.
-
-    >>> figure(0.12345), figure(1234.5), figure(None)
-    ('0.123', '1,234', '')
-    """
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """A row of the table as text."""
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    if row.low is not None and row.high is not None:
-        ratio += f" ({row.low:.2f} .. {row.high:.2f})"
-    share = "" if row.floor is None or not row.ours else f"{100 * row.floor / row.ours:.0f} %"
-    target = "" if row.target is None else f"{row.target:.2f}"
-    return (row.what, row.unit, figure(row.baseline), figure(row.ours), ratio, target, figure(row.floor), share)
-
-
-def show(rows: Iterable[Row]) -> list[Row]:
-    """Print rows as they come, then the table."""
-    taken = []
-    for row in rows:
-        taken.append(row)
-        print(" | ".join(cells(row)), file=sys.stderr, flush=True)
-    table = Table(*HEADS, show_lines=False)
-    for row in taken:
-        table.add_row(*cells(row))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-    for row in taken:
-        if row.note or row.floor_is:
-            notes = "; ".join(text for text in (row.note, f"floor: {row.floor_is}" if row.floor_is else "") if text)
-            print(f"{row.what}: {notes}")
-    return taken
 
 
 def machine() -> dict[str, Any]:
@@ -98,22 +57,15 @@ def main() -> None:
     began, about = time.monotonic(), machine()
     taken: list[Row] = []
     for part in arguments.only:
+        torch.set_num_threads(about["threads"])  # some parts are of one thread, and leave it at that
         taken += show(importlib.import_module(f"benchmarks.{part}").rows())
     about["load_after"] = [round(load, 2) for load in os.getloadavg()]
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps({**about, "rows": [row.as_dict() for row in taken]}, indent=2) + "\n")
     print(f"\nEverything in one table, on {about['processor']}, {about['threads']} threads, {about['float32_gflops']} GFLOP/s:")
-    show_quietly(taken)
+    print_table(taken)
     print(f"Load before {about['load']}, after {about['load_after']}; {time.monotonic() - began:.0f} s.")
     print(f"Written to {arguments.json}")
-
-
-def show_quietly(rows: list[Row]) -> None:
-    """The table alone."""
-    table = Table(*HEADS)
-    for row in rows:
-        table.add_row(*cells(row))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 if __name__ == "__main__":

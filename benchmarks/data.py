@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from benchmarks.baseline import plain_loader
 from benchmarks.measure import Row, Work, compare, cpu, once, wall
+from benchmarks.table import show
 
 from mllt.data import CIFAR100LT, ArraySource, Splits
 from mllt.data.subsets import long_tailed_indices
@@ -134,5 +135,4 @@ def one_thread() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    for row in rows():
-        print(", ".join(f"{name} {value}" for name, value in row.as_dict().items() if value not in (None, "")), flush=True)
+    show(rows())

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import Row, compare, tells_seconds
+from benchmarks.table import show
 
 SHORT = ("trainer.max_epochs=2", "schedule.warmup_epochs=1", "trainer.limit_train_batches=12", "trainer.limit_test_batches=1")
 
@@ -46,6 +47,4 @@ def rows(rounds: int = 2) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    from benchmarks.__main__ import show
-
     show(rows())

@@ -19,7 +19,7 @@ from typing import Any
 
 import simplejpeg
 import torch
-from benchmarks.__main__ import machine, show
+from benchmarks.__main__ import machine
 from benchmarks.baseline import (
     PlainCifarExperts,
     PlainResNetExperts,
@@ -32,6 +32,7 @@ from benchmarks.baseline import (
 from benchmarks.cifar import cifar100_lt, pixels_and_labels
 from benchmarks.jpeg import save_photographs
 from benchmarks.measure import Row, compare, tells_seconds
+from benchmarks.table import show
 from benchmarks.training import BATCH, EXPERTS, RECIPE, library_steps, now, quiet_trainer
 from torch import Tensor
 from torchvision.io import decode_jpeg

@@ -21,6 +21,7 @@ import numpy as np
 import simplejpeg
 import torch
 from benchmarks.measure import Row, compare, cpu, once, wall
+from benchmarks.table import show
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
@@ -228,5 +229,4 @@ def rows() -> Iterator[Row]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
-        for row in parts(Path(made)) if sys.argv[1:] == ["parts"] else rows():
-            print(row)
+        show(parts(Path(made)) if sys.argv[1:] == ["parts"] else rows())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from benchmarks.measure import Row, compare, compare_memory, cpu, wall
+from benchmarks.table import show
 from torch import Tensor
 
 from mllt.losses import chunked_mutual_learning_terms, mutual_learning_terms
@@ -241,12 +242,7 @@ def main() -> None:
     """Print the lines."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--growth", action="store_true")
-    for row in growth() if parser.parse_args().growth else rows():
-        theirs, ratio = "", ""
-        if row.ratio is not None:
-            theirs, ratio = f"{row.baseline:10.1f}", f"{row.ratio:6.2f} ({row.low:.2f} to {row.high:.2f})"
-        floor = "" if row.floor is None else f"floor {row.floor:.1f}"
-        print(f"{row.what}\n    {theirs} {row.ours:10.1f} {row.unit} {ratio} {floor} {row.note}", flush=True)
+    show(growth() if parser.parse_args().growth else rows())
 
 
 if __name__ == "__main__":

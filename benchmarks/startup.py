@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from benchmarks.measure import Row, middle_half, once
+from benchmarks.table import show
 
 
 def seconds_of(*arguments: str) -> float:
@@ -47,6 +48,4 @@ def rows(rounds: int = 5) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    from benchmarks.__main__ import show
-
     show(rows())

@@ -18,6 +18,7 @@ from benchmarks.baseline import PlainCifarExperts, endless, plain_loader, plain_
 from benchmarks.cifar import cifar100_lt, pixels_and_labels
 from benchmarks.measure import Row, compare, middle_half, once, tells_seconds
 from benchmarks.peak import float32_flops
+from benchmarks.table import show
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
@@ -282,6 +283,4 @@ def rows() -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    from benchmarks.__main__ import show
-
     show(rows())
