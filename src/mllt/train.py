@@ -175,6 +175,9 @@ def fit_and_test(
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         validated = trainer.callback_metrics.get("val/compensated/all")
         if test:
+            if module.val_results is None and data.splits.val is not None:  # not of the last epoch, or it went on from there
+                trainer.validate(module, datamodule=data, verbose=False)
+                validated = trainer.callback_metrics.get("val/compensated/all")
             trainer.test(module, datamodule=data, verbose=False)
         return validated
     except SystemExit as end:
@@ -243,6 +246,7 @@ def collect(
         "reconstructed": [*module.reconstructed, *(config.reconstructed or [])],
         "details": plain_values(module.details()),
         "test": module.test_results,
+        **({"val": module.val_results} if module.val_results else {}),
         "train_seconds": seconds or None,
         "images_per_second": images / seconds if seconds else None,
         "device": device_name(module.device, trainer.world_size),

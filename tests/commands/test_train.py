@@ -290,3 +290,15 @@ def test_a_checkpoint_of_another_network_is_not_gone_on_from(mllt_command, tmp_p
     done = mllt_command("train", "network.num_experts=3", *SMALL[2:], "trainer.max_epochs=3", *arguments)
     assert done.status == 2
     assert "of the same num_experts to go on from, but its num_experts is 2, and here it is 3" in done.err
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_results_tell_the_validation_of_the_last_weights_whenever_it_was_watched(mllt_command, tmp_path, every):
+    run = tmp_path / "run"
+    setting = f"trainer.check_val_every_n_epoch={every}"
+    done = mllt_command("train", *SMALL, "trainer.max_epochs=3", "data.val_fraction=0.2", setting, f"output_dir={run}")
+    assert done.status == 0, done.err
+    assert mllt_command("evaluate", f"checkpoint={run / 'checkpoints' / 'model.ckpt'}", "split=val").status == 0
+    again = read_json(run / "evaluations" / "val-uniform.json")
+    results = read_json(run / "results.json")
+    assert results["val"] == again["test"] != results["test"]

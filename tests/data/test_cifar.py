@@ -122,6 +122,17 @@ def test_held_out_images_are_no_training_images_and_the_runs_seed_chooses_none(a
     assert module.class_counts.tolist() == [n - round(n * 0.2) for n in at_100.counts]
 
 
+def test_validation_images_of_what_the_subset_leaves_over_are_nearly_balanced_and_training_stays_the_same(at_100):
+    module = cifar100(imbalance_factor=100, val_images=45)
+    held_out = module.splits.val
+    assert module.train_indices.tolist() == at_100.train_indices.tolist()
+    assert not set(module.train_indices) & set(held_out.rows)
+    assert np.bincount(held_out.labels, minlength=100).tolist() == [min(45, 500 - n) for n in module.counts]
+    assert held_out.labels.tolist() == official_labels("cifar100")[held_out.rows].tolist()
+    fewer = cifar100(imbalance_factor=100, val_images=20).splits.val
+    assert set(fewer.rows) < set(held_out.rows)
+
+
 # -------------------------------------------------------------------------------------------------------------- CIFAR-100
 
 
@@ -342,6 +353,7 @@ def test_a_failed_download_says_where_to_get_the_archive(tmp_path, server, monke
         ({"padding": -4}, "`padding`"),
         ({"flip": 1}, "`flip`"),
         ({"rotation": 200}, "`rotation`"),
+        ({"val_images": -1}, "`val_images` to be a whole number of at least 0 and of at most 5000, but got -1"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_data_is_read(settings, message):

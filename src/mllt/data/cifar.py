@@ -14,7 +14,7 @@ from mllt.data.base import Figures, Splits
 from mllt.data.order import IntArray
 from mllt.data.sources import ArraySource, data_root
 from mllt.data.subsets import long_tailed_indices
-from mllt.errors import DataError, check_bool, check_seed
+from mllt.errors import DataError, check_bool, check_integer, check_seed
 from mllt.longtail import profile_counts
 
 
@@ -41,6 +41,7 @@ class _CIFARLT(ArrayDataModule):
         padding: int = 4,
         flip: bool = True,
         rotation: float = 0.0,
+        val_images: int = 0,
         download: bool = False,
         **common: Any,
     ) -> None:
@@ -49,6 +50,7 @@ class _CIFARLT(ArrayDataModule):
         self.counts = profile_counts(profile, self._num_classes, self.max_count, imbalance_factor)
         self.profile, self.imbalance_factor = profile, imbalance_factor
         self.subset_seed = check_seed("subset_seed", subset_seed)
+        self.val_images = check_integer("val_images", val_images, 0, self.max_count)
         self.download = check_bool("download", download)
         self.augment_by(padding, flip=flip, rotation=rotation)
         self.title = f"{self.dataset.__name__}-LT ({profile} profile)"
@@ -77,10 +79,14 @@ class _CIFARLT(ArrayDataModule):
 
     def load_splits(self) -> Splits:
         train, test = self._read(train=True), self._read(train=False)
-        kept = long_tailed_indices(np.asarray(train.targets), self.counts, self.subset_seed)
+        pixels, labels = _channels_first(train.data), np.asarray(train.targets)
+        kept = long_tailed_indices(labels, self.counts, self.subset_seed)
+        more = [min(count + self.val_images, self.max_count) for count in self.counts]
+        left_over = np.setdiff1d(long_tailed_indices(labels, more, self.subset_seed), kept)
         return Splits(
-            train=ArraySource(_channels_first(train.data), train.targets, kept),
+            train=ArraySource(pixels, train.targets, kept),
             test=ArraySource(_channels_first(test.data), test.targets),
+            val=ArraySource(pixels, train.targets, left_over) if self.val_images else None,
             class_names=list(train.classes),
         )
 
@@ -107,7 +113,9 @@ class CIFAR100LT(_CIFARLT):
     """Long-tailed CIFAR-100: up to 500 training images per class; test is the full balanced set of 10,000.
 
     The subsets are those of LDAM-DRW's code (Cao et al., NeurIPS 2019), index for index. There is no validation split
-    in this protocol; `val_fraction` holds one out of the training images.
+    in this protocol. `val_images` takes one from the official training images that the subset leaves over: nearly balanced,
+    and the training images stay the same ones, so that settings can be chosen by it without a look at the test.
+    `val_fraction` holds one out of the subset itself: as long-tailed, and of the rarest classes next to nothing.
 
     Args:
         root: folder that holds `cifar-100-python/`.
@@ -115,6 +123,8 @@ class CIFAR100LT(_CIFARLT):
         imbalance_factor: largest over smallest class, at least 1; the literature uses 10, 50, 100, 200.
         subset_seed: which images are kept; 0 is the customary choice.
         padding, flip, rotation: augmentation, see `mllt.data.augment.CropFlip`; RIDE and SADE use rotation=15.
+        val_images: validation images per class from what the subset leaves over; fewer of a class that leaves fewer, none of
+            one that is kept whole.
         download: fetch the data when it is missing.
         common: see `ArrayDataModule`.
 

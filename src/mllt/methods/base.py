@@ -193,7 +193,9 @@ class LongTailedModule(L.LightningModule):
         self.train_means = nn.ModuleDict()  # of the terms of the loss, by name
         self._means_are_logged = False
         #: the table of the last test (see `Evaluation.compute`); None before one
+        #: the tables of `Evaluation.compute`: of the last test, and of the weights as they are on validation
         self.test_results: dict[str, Any] | None = None
+        self.val_results: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------- for the method
 
@@ -432,6 +434,7 @@ class LongTailedModule(L.LightningModule):
             data.sampling, data.companion, data.stage_batch_size = stage.sampling, stage.companion, stage.batch_size
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.val_results = None  # of other weights
         batch = as_batch(batch, self.dtype)  # type: ignore[arg-type]
         if batch_idx == 0 or batch.targets.device.type == "cpu":  # looking at every batch would hold up a GPU
             check_labels("targets", batch.targets, self.num_classes)
@@ -505,7 +508,8 @@ class LongTailedModule(L.LightningModule):
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_table("val", self.evaluation.compute())
+        self.val_results = self.evaluation.compute()
+        self._log_table("val", self.val_results)
 
     def on_test_start(self) -> None:
         """Say so when what is tested is not yet the whole method."""
