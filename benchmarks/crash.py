@@ -38,7 +38,7 @@ RUNS = {
     "ssd": ("network.num_experts=1", "data.num_workers=0", "method.rescaling_epochs=2"),
     "dive": ("network.num_experts=1", "data.num_workers=0"),
 }
-SECONDS = ("train_seconds", "images_per_second")
+SECONDS = ("train_seconds", "cpu_seconds", "images_per_second")
 
 
 def command(method: str, folder: Path, epochs: int, *more: str) -> list[str]:
@@ -160,7 +160,7 @@ def _unlike(key: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
 def _load(path: Path) -> dict[str, Any]:
     checkpoint = torch.load(path, weights_only=True)
     for state in checkpoint["callbacks"].values():
-        for name in ("train_seconds", "dirpath", "best_model_path", "kth_best_model_path", "best_k_models", "last_model_path"):
+        for name in (*SECONDS, "dirpath", "best_model_path", "kth_best_model_path", "best_k_models", "last_model_path"):
             state.pop(name, None)  # seconds, and the folder's name
     return checkpoint
 

@@ -191,6 +191,7 @@ _PARTS: dict[str, tuple[bool, str, Test]] = {
     "callbacks.Provenance.commits": (False, "a list of commits", _list_of(_or_none(_text))),
     "callbacks.Provenance.settings": (False, "settings by name", lambda value: _table(value) and _without_tensors(value)),
     "callbacks.RunProgress.train_seconds": (False, "a number", _number),
+    "callbacks.RunProgress.cpu_seconds": (False, "a number", _or_none(_number)),
     "callbacks.RunProgress.images": (False, "a whole number", _count),
 }
 

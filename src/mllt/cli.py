@@ -11,10 +11,11 @@ import functools
 import importlib
 import os
 import re
+import shlex
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import hydra
@@ -22,6 +23,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -37,6 +39,8 @@ _WANTS_TRACE = "MLLT_FULL_ERROR"
 _JOB = "mllt_job"
 #: What is told in one line. `OSError`: a folder that cannot be written, a full disk.
 _USERS_MISTAKES = (MlltError, HydraException, OmegaConfBaseException, OSError)
+#: Settings of the machine and the moment, which the command that repeats a run goes without.
+_OF_THE_PLACE = ("output_dir", "resume", "overwrite", "launcher", "sweep", "data.root")
 #: The extras that bring launchers, by the first word of their names.
 _LAUNCHERS = {"joblib": "sweep", "submitit": "slurm"}
 
@@ -92,6 +96,54 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> Any:
         if not wants_trace:
             os.environ.pop(_TRACE, None)
     return outcome.value
+
+
+def repeating_command(config_name: str, seed: int) -> str:
+    """The command that repeats the run under way, for a shell.
+
+    Of a sweep it is that of the one job. It goes without what does not bear on the result: where the run lies (`output_dir`,
+    `resume`, `overwrite`), where its data do (`data.root`), and what started it (`sweep`, `launcher`, `hydra...`). No folder of
+    this machine is in it: of another path that is typed in full, such as a teacher's, the last name is left, and the folder of
+    own settings is called FOLDER. The seed is in it also where nobody typed it.
+
+    Args:
+        config_name: of the command: "train".
+        seed: of the run.
+    """
+    settings = HydraConfig.get()
+    typed = OverridesParser.create().parse_overrides(list(settings.overrides.task))
+    kept = [override for override in typed if override.key_or_group not in _OF_THE_PLACE]
+    words = [_without_folder(override) for override in kept]
+    words += [f"seed={seed}"] * all(override.key_or_group != "seed" for override in kept)
+    own = any(source.provider == "command-line" for source in settings.runtime.config_sources)
+    return shlex.join(["python", "-m", f"mllt.{config_name}", *["--config-dir", "FOLDER"] * own, *words])
+
+
+def _without_folder(override: Override) -> str:
+    """An override as it was typed; of a path in full its last name."""
+    line = str(override.input_line)
+    value = None if override.is_delete() else override.value()
+    held = " ".join(_texts(value))
+    if isinstance(value, str) and re.match(r"/|~|file:", value):
+        name = value.rstrip("/").rpartition("/")[2]
+        return f"{line.partition('=')[0]}={_quoted(f'PATH/{name}')}"
+    return f"{line.partition('=')[0]}=PATHS" if re.search(r"(^|[\s'\"])(/|~/|file:)", held) else line
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value."""
+    if isinstance(value, Mapping):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, str):
+        yield value
+
+
+def _quoted(text: str) -> str:
+    """A text as the command line reads it: in quotes where it would else be something more than a text."""
+    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", r"\'") + "'"
 
 
 def _expand_home(argument: str) -> str:

@@ -208,6 +208,7 @@ def collect(
     """What `results.json` holds."""
     from mllt.callbacks import NonFiniteGuard, RunProgress
     from mllt.checkpoint import glance, plain_values
+    from mllt.cli import repeating_command
     from mllt.longtail import shot_groups
     from mllt.results import device_name, versions
     from mllt.sharding import count_parameters
@@ -216,7 +217,7 @@ def collect(
     groups = shot_groups(module.class_counts.cpu(), hp["many_above"], hp["few_below"], inclusive=hp["shot_edges_inclusive"])
     progress = trainer.progress_bar_callback
     earlier = [place.last for place in folder.of_stages([stage.name for stage in module.stages()])[:-1]]
-    seconds, images = progress.with_earlier(earlier) if isinstance(progress, RunProgress) else (0, 0)
+    seconds, processor, images = progress.with_earlier(earlier) if isinstance(progress, RunProgress) else (0, None, 0)
     guard = next(callback for callback in trainer.callbacks if isinstance(callback, NonFiniteGuard))  # type: ignore[attr-defined]
     of_stages = zip(module.stages(), guard.with_earlier(earlier), strict=True)
     left_out = {stage.name: steps for stage, steps in of_stages if steps}
@@ -248,6 +249,7 @@ def collect(
         "test": module.test_results,
         **({"val": module.val_results} if module.val_results else {}),
         "train_seconds": seconds or None,
+        "cpu_seconds": processor or None,
         "images_per_second": images / seconds if seconds else None,
         "device": device_name(module.device, trainer.world_size),
         "versions": versions(),
@@ -255,6 +257,7 @@ def collect(
         **({"steps_left_out": left_out} if left_out else {}),
         **({"broken_images": broken} if broken else {}),
         "git_commit": " + ".join(commits) or None,
+        "command": repeating_command("train", config.seed),
     }
 
 

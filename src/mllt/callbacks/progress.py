@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,10 @@ class RunProgress(ProgressBar):
     """Progress over the whole run: epoch, loss, images per second, time gone and remaining.
 
     On a terminal a bar that moves; elsewhere (a log file, a batch system) one line per epoch. Also keeps the numbers that
-    results tell: `train_seconds` and `images_per_second` (training only, validation left out).
+    results tell: `train_seconds` and `images_per_second` (training only, validation left out), and `cpu_seconds`, the processor
+    time of the same (user and system, of this process and its finished children). It does not grow with what else the machine
+    does, so that on a CPU it tells the cost better than the clock; on a GPU it does not tell it. None where it would not be the
+    whole: where other processes train or read the images, and where a part was trained before it was kept.
 
     Args:
         refresh_seconds: how often the bar is drawn.
@@ -31,11 +35,13 @@ class RunProgress(ProgressBar):
         self.refresh_seconds = check_number("refresh_seconds", refresh_seconds, above=0)
         self._console: Console | None = None
         self.train_seconds = 0.0
+        self.cpu_seconds: float | None = 0.0
         self.images = 0
         self._enabled = True
         self._bar: Progress | None = None
         self._task: Any = None
         self._epoch_start = self._drawn = self._validation_start = 0.0
+        self._cpu_start = self._cpu_validation_start = 0.0
         self._in_epoch = False
         self._loss: Any = None
 
@@ -51,16 +57,18 @@ class RunProgress(ProgressBar):
         """Training images per second, over all devices."""
         return self.images / self.train_seconds if self.train_seconds else 0.0
 
-    def with_earlier(self, checkpoints: Sequence[Path]) -> tuple[float, int]:
-        """Seconds and images of the training, those of earlier stages included, as their checkpoints tell.
+    def with_earlier(self, checkpoints: Sequence[Path]) -> tuple[float, float | None, int]:
+        """Seconds, processor seconds and images of the training, those of earlier stages included, as their checkpoints tell.
 
         What is not there, since a finished stage was given by path, is not counted.
         """
-        seconds, images = self.train_seconds, self.images
+        seconds, processor, images = self.train_seconds, self.cpu_seconds, self.images
         for path in checkpoints:
-            told = (glance(path) or {"callbacks": {}})["callbacks"].get(self.state_key, {})
-            seconds, images = seconds + told.get("train_seconds", 0.0), images + told.get("images", 0)
-        return seconds, images
+            told = (glance(path) or {"callbacks": {}})["callbacks"].get(self.state_key)
+            if told:
+                seconds, images = seconds + told.get("train_seconds", 0.0), images + told.get("images", 0)
+                processor = _sum(processor, told.get("cpu_seconds"))
+        return seconds, processor, images
 
     def enable(self) -> None:
         """Show progress (the default)."""
@@ -71,7 +79,7 @@ class RunProgress(ProgressBar):
         self._enabled = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._epoch_start = time.perf_counter()  # of the rest of an epoch, where one goes on
+        self._begin()  # the rest of an epoch, where one goes on
         if self._enabled and self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -88,7 +96,12 @@ class RunProgress(ProgressBar):
             self._task = self._bar.add_task("training", total=self._total(trainer), completed=trainer.global_step, rate="")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._epoch_start = time.perf_counter()
+        self._begin()
+        if trainer.world_size > 1 or getattr(trainer.train_dataloader, "num_workers", None):
+            self.cpu_seconds = None  # other processes do a part of the work
+
+    def _begin(self) -> None:
+        self._epoch_start, self._cpu_start = time.perf_counter(), _processor_seconds()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -108,21 +121,29 @@ class RunProgress(ProgressBar):
             self._bar.refresh()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._validation_start = time.perf_counter()
+        self._validation_start, self._cpu_validation_start = time.perf_counter(), _processor_seconds()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._epoch_start += time.perf_counter() - self._validation_start  # as if it had taken no time
+        self._cpu_start += _processor_seconds() - self._cpu_validation_start
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds and images so far, so that a run that goes on tells those of the whole."""
         running = time.perf_counter() - self._epoch_start if self._in_epoch else 0.0
-        return {"train_seconds": self.train_seconds + running, "images": self.images}
+        processor = _processor_seconds() - self._cpu_start if self._in_epoch else 0.0
+        return {
+            "train_seconds": self.train_seconds + running,
+            "cpu_seconds": _sum(self.cpu_seconds, processor),
+            "images": self.images,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_seconds, self.images = float(state_dict["train_seconds"]), int(state_dict["images"])
+        self.cpu_seconds = _sum(0.0, state_dict.get("cpu_seconds"))  # which earlier versions did not keep
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.train_seconds += time.perf_counter() - self._epoch_start
+        self.cpu_seconds = _sum(self.cpu_seconds, _processor_seconds() - self._cpu_start)
         self._in_epoch = False
         self._loss = trainer.callback_metrics.get("train/loss")
         if self._enabled and self._bar is None:
@@ -167,6 +188,16 @@ class RunProgress(ProgressBar):
         weight = getattr(batch, "weight", None)
         count = len(batch[1]) if isinstance(batch, (tuple, list)) and len(batch) > 1 else 0
         return 0 if weight is not None and count == 1 and float(weight) == 0 else count
+
+
+def _processor_seconds() -> float:
+    """User and system time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def _sum(first: float | None, second: float | None) -> float | None:
+    """A sum that is not known where one of its parts is not."""
+    return None if first is None or second is None else first + second
 
 
 def _duration(seconds: float) -> str:
