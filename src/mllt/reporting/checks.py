@@ -17,6 +17,8 @@ Test = Callable[[Any], bool]
 #: What is expected at a dotted name: whether it must be there, the words for it, and how to know it.
 Rule = tuple[bool, str, Test]
 _MISSING = object()
+#: Characters of the command that repeats a run; a number for every class of the largest data sets is a third of it.
+LONGEST_COMMAND = 2**18
 #: many_above, few_below, and whether both include their edge, as in the literature.
 SHOT_RULE = (100, 20, False)
 
@@ -107,7 +109,8 @@ _RESULTS: dict[str, Rule] = {
     "details": (False, "findings by name", _table_of(lambda _: True)),
     "versions": (False, "versions by package", _table_of(_or_none(_text))),
     "parameters": (False, "a whole number", _count),
-    "train_seconds": (False, "a number", is_number),
+    "command": (False, "a short text", lambda value: _text(value) and len(value) <= LONGEST_COMMAND),
+    **dict.fromkeys(("train_seconds", "cpu_seconds", "images_per_second"), (False, "a number", is_number)),
 } | dict.fromkeys(("git_commit", "data_digest", "fitted_prior", "device", "recipe"), (False, "a text", _text))
 
 _SECTION: Rule = (False, "settings by name", lambda value: value is None or isinstance(value, Mapping))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import textwrap
 import warnings
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from mllt.longtail import SHOT_GROUPS
+from mllt.reporting import costs, labels
 from mllt.reporting.checks import groups_of
 from mllt.reporting.groups import Experiment, Group
 from mllt.reporting.layout import Layout, Row, Stat, findings
@@ -56,6 +58,10 @@ WIDTH = 4.2  # inches, at 72 units to the inch
 MOST_BARS = 120  # classes in a panel that are drawn one by one; of more, neighbours are averaged
 NAME_WIDTH = 30  # characters in a line beside a bar
 MOST_PANELS = 24  # in a figure with one for each group of runs
+#: Units of time by name, in seconds, each for costs below a limit in seconds.
+_UNITS = (("seconds", 1, 600), ("minutes", 60, 6 * 3600), ("hours", 3600, math.inf))
+_WIDE = 12  # the highest cost is so many times the lowest where the scale is logarithmic
+_APART = 9  # points of print between a mark and its name, from which on a line joins them
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def charts(layout: Layout) -> list[Chart]:
     return [
         class_profile(experiment, prefix),
         group_bars(layout, prefix),
+        *cost_chart(layout, prefix),
         per_class(experiment, prefix),
         reliability(experiment, prefix),
         *curves(experiment, prefix),
@@ -261,6 +268,95 @@ def _bars_of(rows: Sequence[Row], column: int, key: str) -> Panel | None:
     ax.grid(axis="x")
     told = ", ".join(f"{row.name} {'n/a' if stat is None else stat.text()}" for row, stat in zip(rows, stats, strict=True))
     return canvas.panel({"all": "All classes"}.get(name, f"{name.capitalize()}-shot classes"), f"Accuracy in percent: {told}.")
+
+
+def cost_chart(layout: Layout, prefix: str) -> list[Chart]:
+    """A panel per device: the accuracy of each row of the table, by what its training cost; no chart where no run tells."""
+    found, unplaced = costs.planes(layout)
+    if not found:
+        return []
+    with mpl.rc_context(_STYLE):
+        panels = [_cost_panel(plane, f"{prefix}-cost-{number}") for number, plane in enumerate(found)]
+    return [Chart("cost", "Accuracy against training cost", _told_of_costs(layout, found, unplaced), panels)]
+
+
+def _told_of_costs(layout: Layout, found: Sequence[costs.Plane], unplaced: Sequence[str]) -> str:
+    """The caption: what the axes are, and what is not in them."""
+    by_processor = [plane for plane in found if plane.processor]
+    words = "processor time (of all threads together)" if by_processor else "seconds by the clock"
+    if by_processor and len(by_processor) < len(found):
+        words = "processor time (of all threads together) for runs on a processor that tell it, else time by the clock"
+    texts = [f"Top-1 accuracy over all classes in percent, by the cost of training one seed: {words}; means over seeds."]
+    if any(point.each is not None for plane in found for point in plane.points):
+        texts.append("A ring is the mean of the experts, each alone, below or above its ensemble's dot.")
+    texts += ["Runs on different devices stand in panels of their own."] * (len(found) > 1)
+    given = [g.title for g in layout.experiment.finished if any(g.config["method"].get(n) for n in ("teacher", "features"))]
+    texts += [f"Without the cost of the checkpoints that were given to {', '.join(given)}."] * bool(given)
+    texts += [f"Not drawn, since their runs tell no cost: {', '.join(unplaced)}."] * bool(unplaced)
+    return " ".join(texts)
+
+
+def _cost_panel(plane: costs.Plane, key: str) -> Panel:
+    most = max(point.cost for point in plane.points)
+    unit, seconds = next((name, size) for name, size, limit in _UNITS if most < limit)
+    canvas = _Canvas(key, 4.0, 6.0)
+    ax = canvas.ax
+    for point in plane.points:
+        if point.each is not None:
+            ax.plot([point.cost / seconds] * 2, [point.each, point.accuracy], color=MUTED, linewidth=1.0, zorder=2)
+            ax.plot(point.cost / seconds, point.each, marker="o", markersize=5, color=PAPER, markeredgecolor=FIRST, zorder=3)
+        ax.plot(point.cost / seconds, point.accuracy, marker="o", markersize=6.5, color=FIRST, zorder=4)
+    least = min(point.cost for point in plane.points)
+    if most / least > _WIDE:
+        ax.set_xscale("log")
+        ax.set_xlim(least / seconds / 1.6, most / seconds * 2.2)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        ax.set_xlim(0, most / seconds * 1.22)
+    ax.yaxis.set_major_locator(MaxNLocator(6))
+    ax.margins(y=0.12)
+    ax.grid()
+    ax.set_xlabel(f"{'processor time' if plane.processor else 'time'} of training, {unit}")
+    ax.set_ylabel("accuracy over all classes, %")
+    _write_names(canvas, [(point.cost / seconds, point.accuracy) for point in plane.points], plane.points)
+    told = "; ".join(
+        f"{point.name} {point.accuracy:.1f}{'' if point.each is None else f' (each expert {point.each:.1f})'} at "
+        f"{point.cost / seconds:.3g}"
+        for point in plane.points
+    )
+    return canvas.panel(plane.device, f"Accuracy in percent at {unit}: {told}.")
+
+
+def _write_names(canvas: _Canvas, places: Sequence[tuple[float, float]], points: Sequence[costs.Point]) -> None:
+    """The name of each point beside it, with a line to it where it stands apart."""
+    ax, figure = canvas.ax, canvas.figure
+    figure.draw_without_rendering()  # from now on it is known where everything lies
+    figure.set_layout_engine("none")
+    size = 72 / figure.dpi  # points of print to a pixel
+    texts = [
+        ax.annotate(textwrap.shorten(point.name, NAME_WIDTH, placeholder=" …"), place, (0, 0), textcoords="offset points")
+        for point, place in zip(points, places, strict=True)
+    ]
+    spots = [tuple(size * value for value in ax.transData.transform(place)) for place in places]
+    taken = [labels.Box(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
+    for point, (at, _), (x, y) in zip(points, places, spots, strict=True):
+        if point.each is not None:
+            end = size * ax.transData.transform((at, point.each))[1]
+            taken.append(labels.Box(x - 2, min(y, end), x + 2, max(y, end)))
+            taken.append(labels.Box(x - 4, end - 4, x + 4, end + 4))
+    extents = [text.get_window_extent() for text in texts]
+    sizes = [(extent.width * size, extent.height * size) for extent in extents]
+    inside = ax.get_window_extent()
+    frame = labels.Box(*(size * value for value in (inside.x0 + 2, inside.y0 + 2, inside.x1, inside.y1)))
+    boxes = labels.place(spots, sizes, taken, frame)
+    for text, extent, (x, y), box in zip(texts, extents, spots, boxes, strict=True):
+        text.set_position((box.left - extent.x0 * size, box.low - extent.y0 * size))
+        near = box.nearest(x, y)
+        if math.dist(near, (x, y)) > _APART:
+            ends = ax.transData.inverted().transform([[x / size, y / size], [near[0] / size, near[1] / size]])
+            ax.plot(*zip(*ends, strict=True), color=MUTED, linewidth=0.6, zorder=1, scalex=False, scaley=False)
 
 
 def per_class(experiment: Experiment, prefix: str) -> Chart:

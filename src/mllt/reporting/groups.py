@@ -184,14 +184,14 @@ def experiments(runs: Iterable[Run]) -> list[Experiment]:
             experiment.title += f" ({titles[: number + 1].count(titles[number])})"
     found.sort(key=lambda experiment: experiment.title)
     for experiment in found:
-        experiment.slug = _slug(experiment.title, {other.slug for other in found})
+        experiment.slug = slug_of(experiment.title, {other.slug for other in found})
     return found
 
 
-def _slug(title: str, taken: Collection[str]) -> str:
+def slug_of(title: str, taken: Collection[str]) -> str:
     """A title as an address may hold it; numbered where another title has the same letters.
 
-    >>> _slug("Birds 鳥, ResNet-20", {"birds-resnet-20"})
+    >>> slug_of("Birds 鳥, ResNet-20", {"birds-resnet-20"})
     'birds-resnet-20-2'
     """
     plain = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "table"

@@ -353,11 +353,12 @@ def caption(experiment: Experiment) -> str:
 # ---------------------------------------------------------------------------------------------------------------
 # The second table, and a method's own findings
 
-MORE = ("few, raw", "few, PC", "all, raw", "all, PC", "ECE, raw", "ECE, PC", "parameters", "seconds")
+MORE_TITLE = "Compensation, calibration, size"
+MORE = ("few, raw", "few, PC", "all, raw", "all, PC", "ECE, raw", "ECE, PC", "parameters")
 
 
 def more(experiment: Experiment) -> list[tuple[str, list[str]]]:
-    """Each group's network or ensemble before and after compensation, how well it is calibrated, and what it cost.
+    """Each group's network or ensemble before and after compensation, how well it is calibrated, and how large it is.
 
     Returns:
         A title and the texts of `MORE` per group; "n/a" where the runs do not tell.
@@ -366,10 +367,9 @@ def more(experiment: Experiment) -> list[tuple[str, list[str]]]:
     for group in experiment.finished:
         columns = [(column, kind) for column in ("few", "all", "ece") for kind in ("raw", "compensated")]
         cells = [Stat.of(r["test"]["ensemble"][kind].get(column) for r in group.results) for column, kind in columns]
-        seconds = Stat.of(results.get("train_seconds") for results in group.results)
         size = group.first.get("parameters")
         texts = ["n/a" if cell is None else cell.text() for cell in cells]
-        texts += ["n/a" if size is None else f"{size:,}", "n/a" if seconds is None else f"{seconds.mean:,.0f}"]
+        texts.append("n/a" if size is None else f"{size:,}")
         table.append((group.title, texts))
     return table
 

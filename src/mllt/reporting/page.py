@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.resources
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from mllt.reporting import tables
-from mllt.reporting.figures import Chart, charts
-from mllt.reporting.groups import Group
-from mllt.reporting.layout import MORE, Layout, Row, Stat, caption, findings, more
+from mllt.reporting import costs, tables
+from mllt.reporting.figures import Chart, Panel
+from mllt.reporting.groups import Experiment, Group, slug_of
+from mllt.reporting.layout import MORE, MORE_TITLE, Layout, Row, Stat, caption, findings, more
 from mllt.reporting.published import GROUPS, Check
 from mllt.reporting.tables import CHECK, CHECK_COLUMNS, OTHERS
 
-_LAYOUTS = {"profile": "wide", "bars": "half"}
+_EDGE, _ABOVE = 8, 26  # around a drawing that stands alone, and above it, where its title is; in its own units
+_LONGEST = 80  # characters of an experiment or a panel in the name of a file
+_LAYOUTS = {"profile": "wide", "bars": "half", "cost": "broad"}
 # The empty icon keeps a browser from asking a server for one.
 _FRAME = """<!doctype html>
 <html lang="en">
@@ -30,24 +34,27 @@ _FRAME = """<!doctype html>
 </body>
 </html>
 """
-_MORE = (
-    "raw: as trained; PC: post-compensated to the test prior. ECE: expected calibration error in percent. Seconds of training."
-)
+_MORE = "raw: as trained; PC: post-compensated to the test prior. ECE: expected calibration error in percent."
 _OTHERS = "Trained as their sources say: compare within one number of epochs and one augmentation only."
 
 
-def to_html(layouts: Sequence[Layout], checks: Sequence[Check], opening: Sequence[str], problems: Sequence[str]) -> str:
+def to_html(
+    layouts: Sequence[Layout],
+    figures: Sequence[Sequence[Chart]],
+    checks: Sequence[Check],
+    opening: Sequence[str],
+    problems: Sequence[str],
+) -> str:
     """The whole report, figures included.
 
     Args:
         layouts: the experiments.
+        figures: those of each.
         checks: of the published table, shown where a published figure is.
         opening: sentences below the title.
         problems: what could not be read, shown first.
     """
-    figures = [charts(layout) for layout in layouts]
     with_check = any(layout.with_table_a2 for layout in layouts)
-    style = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     body = [
         '<a class="skip" href="#main">To the tables</a>',
         '<div class="shell">',
@@ -62,7 +69,44 @@ def to_html(layouts: Sequence[Layout], checks: Sequence[Check], opening: Sequenc
         "bears on the result is the same: settings, images and labels, version and commit of mllt, epochs.</footer>",
         "</div>",
     ]
-    return _FRAME.format(style=style, body="\n".join(filter(None, body)))
+    return _FRAME.format(style=stylesheet(), body="\n".join(filter(None, body)))
+
+
+def stylesheet() -> str:
+    """The page's style."""
+    return importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+
+
+def standalone(chart: Chart, panel: Panel) -> str:
+    """A panel as a file of its own: with the page's light colours, a ground and a title of its own it shows on any page.
+
+    Returns:
+        The text of an SVG file.
+    """
+    colours = dict(re.findall(r"--(\w+): (#\w+);", stylesheet().partition("}")[0]))
+    opening, _, drawing = panel.svg.partition(">")
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', opening)
+    assert box is not None  # as matplotlib writes it
+    width, height = float(box[1]) + 2 * _EDGE, float(box[2]) + _EDGE + _ABOVE
+    opening = re.sub(r'viewBox="[^"]*"', f'viewBox="{-_EDGE} {-_ABOVE} {width:g} {height:g}"', opening)
+    size = f'width="{1.4 * width:.0f}" height="{1.4 * height:.0f}" font-family="system-ui, sans-serif" role="img"'
+    name = f"{chart.title}: {panel.title}"
+    told = f"<title>{escape(name)}</title><desc>{escape(panel.description)}</desc>"
+    ground = f'<rect x="{-_EDGE}" y="{-_ABOVE}" width="{width:g}" height="{height:g}" rx="6" fill="{colours["paper"]}"/>'
+    words = textwrap.shorten(name, round(width / 6.5), placeholder=" …")
+    title = f'<text x="4" y="-8" font-size="11" font-weight="600" fill="{colours["ink"]}">{escape(words)}</text>'
+    drawing = re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], drawing)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{opening} {size}>{told}{ground}{title}{drawing}\n'
+
+
+def figure_files(layouts: Sequence[Layout], figures: Sequence[Sequence[Chart]]) -> dict[str, str]:
+    """Every panel as a file of its own, by a name that says what it is of: EXPERIMENT-CHART-PANEL.svg."""
+    found: dict[str, str] = {}
+    for layout, its in zip(layouts, figures, strict=True):
+        for drawn, panel in ((chart, panel) for chart in its for panel in chart.panels):
+            name = slug_of(f"{layout.experiment.slug[:_LONGEST]} {drawn.key} {panel.title[:_LONGEST]}", found)
+            found[name] = standalone(drawn, panel)
+    return {f"{name}.svg": text for name, text in found.items()}
 
 
 def _problems(problems: Sequence[str]) -> str:
@@ -103,13 +147,26 @@ def _section(layout: Layout, figures: Sequence[Chart]) -> str:
     ]
     if experiment.finished:
         lines = [[title, *texts] for title, texts in more(experiment)]
-        parts += [_heading("Compensation, calibration, cost", _MORE), _table("Cost", ["method", *MORE], lines)]
+        parts += [_heading(MORE_TITLE, _MORE), _table(MORE_TITLE, ["method", *MORE], lines)]
+        parts += [_heading(costs.TITLE, costs.LEDE), _table(costs.TITLE, costs.COLUMNS, costs.lines(experiment), text_from=6)]
+        parts += _commands(experiment)
     for group in experiment.finished:
         parts += _findings(group)
     if layout.others:
         title = "Published systems that mllt does not have"
         parts += [_heading(title, _OTHERS, f"{slug}-others"), _table(title, OTHERS, tables.others(layout), text_from=6)]
     return "\n".join([*filter(None, parts), "</section>"])
+
+
+def _commands(experiment: Experiment) -> list[str]:
+    """The commands that repeat the runs of each group, as far as the runs tell."""
+    told = [(group.title, costs.commands(group)) for group in experiment.finished]
+    items = [
+        f"<dt>{escape(title)}</dt>" + "".join(f"<dd><code>{escape(command)}</code></dd>" for command in commands)
+        for title, commands in told
+        if commands
+    ]
+    return [f'<p class="lede grid">{escape(costs.COMMANDS)}</p><dl class="commands">{"".join(items)}</dl>'] * bool(items)
 
 
 def _findings(group: Group) -> list[str]:

@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mllt.errors import printable
-from mllt.reporting.groups import Group, network_title
-from mllt.reporting.layout import MORE, Layout, Row, Stat, caption, findings, more
+from mllt.reporting import costs
+from mllt.reporting.groups import Experiment, Group, network_title
+from mllt.reporting.layout import MORE, MORE_TITLE, Layout, Row, Stat, caption, findings, more
 from mllt.reporting.published import GROUPS, Check, Published
 
 CSV_COLUMNS = (
@@ -150,8 +151,10 @@ def to_markdown(layouts: Sequence[Layout], checks: Sequence[Check], opening: Seq
         parts += [markdown_table([f"{name}: row", "settings"], meanings) for name, meanings in layout.letters]
         parts += ["\n".join(f"- [{number}] {markdown(note)}" for number, note in enumerate(layout.notes, start=1))]
         if experiment.finished:
-            parts += ["### Compensation, calibration, cost"]
+            parts += [f"### {MORE_TITLE}"]
             parts += [markdown_table(["method", *MORE], [[title, *texts] for title, texts in more(experiment)])]
+            parts += [f"### {costs.TITLE}", costs.LEDE, markdown_table(costs.COLUMNS, costs.lines(experiment))]
+            parts += _markdown_commands(experiment)
         for group in experiment.finished:
             parts += _markdown_findings(group)
         if layout.others:
@@ -159,6 +162,19 @@ def to_markdown(layouts: Sequence[Layout], checks: Sequence[Check], opening: Seq
     if any(layout.with_table_a2 for layout in layouts):
         parts += ["## Does the published table agree with itself?", CHECK, markdown_table(CHECK_COLUMNS, check_lines(checks))]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_commands(experiment: Experiment) -> list[str]:
+    """The commands that repeat the runs, set as code; one with signs that could be more than code, as text."""
+    told = [(group.title, costs.commands(group)) for group in experiment.finished]
+    parts = [costs.COMMANDS] * any(commands for _, commands in told)
+    for title, commands in told:
+        parts += [f"{markdown(title)}:"] * bool(commands)
+        parts += [
+            f"    {command}" if re.fullmatch(r"python [\w ./=,+:@'\"(){}\[\]-]*", command) else markdown(command)
+            for command in commands
+        ]
+    return parts
 
 
 def _markdown_findings(group: Group) -> list[str]:
