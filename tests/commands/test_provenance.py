@@ -129,6 +129,7 @@ def test_results_tell_the_training_time_of_all_stages(mllt_command, tmp_path):
         for place in (("stages", "features"), ())
     ]
     assert results["train_seconds"] == pytest.approx(sum(state["train_seconds"] for state in told))
+    assert results["cpu_seconds"] == pytest.approx(sum(state["cpu_seconds"] for state in told))
     images = sum(state["images"] for state in told)
     assert images == 2 * 2 * 45  # three steps of 15 in each epoch
     assert results["images_per_second"] == pytest.approx(images / results["train_seconds"])

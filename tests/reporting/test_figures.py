@@ -42,6 +42,7 @@ def test_every_figure_of_a_finished_experiment_is_drawn(real, made, tmp_path):
     assert panels == {
         "profile": ["Training images per class"],
         "bars": ["Many-shot classes", "Medium-shot classes", "Few-shot classes", "All classes"],
+        "cost": [read(real["mutual0"])["device"]],
         "classes": groups,
         "reliability": groups,
         "loss": groups,

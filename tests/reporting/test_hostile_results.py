@@ -47,6 +47,7 @@ def hostile_results(run, text):
         "shot_groups": {f"{text} {name}": count for name, count in told["shot_groups"].items()},
         "reconstructed": [text],
         "device": text,
+        "command": text,
         "recipe": text,
         "recipe_source": text,
         "experiment": text,
@@ -233,6 +234,10 @@ NUMBERS = [
     ("parameters", 10**400),
     ("train_seconds", float("inf")),
     ("train_seconds", 1e301),
+    ("cpu_seconds", float("inf")),
+    ("images_per_second", "x"),
+    ("command", "x" * (2**18 + 1)),
+    ("command", ["python"]),
     ("details", [[[[]]]]),
     ("shot_groups", {"many": "x"}),
 ]

@@ -121,6 +121,16 @@ def test_what_is_written_in_the_drawings_stays_within_their_panels(seen):
     assert outside == []
 
 
+def test_names_in_the_chart_of_costs_do_not_cover_each_other(seen):
+    pairs = seen.page.evaluate("""() => [...document.querySelectorAll('figure[id$=-cost] svg')].flatMap(svg => {
+        const names = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+        return names.flatMap(([one, a], n) => names.slice(n + 1).filter(([_, b]) =>
+            a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3
+        ).map(([other]) => [one, other]));
+    })""")
+    assert pairs == []
+
+
 def test_every_link_leads_somewhere_in_the_page_and_names_are_unique(seen):
     links, names = seen.page.evaluate("""() => [
         [...document.querySelectorAll('a')].map(a => a.getAttribute('href')),

@@ -6,6 +6,7 @@ alone: what is compared differs in the kind of line, and panels and groups are n
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import math
@@ -120,6 +121,14 @@ def _rest(experiment: Experiment) -> str:
     )
 
 
+@contextlib.contextmanager
+def _any_glyph() -> Iterator[None]:
+    """A context in which characters that the font lacks are no matter: the page's own font will have them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield
+
+
 class _Canvas:
     """A drawing under way: `ax` to draw on, and then `panel()`."""
 
@@ -132,9 +141,7 @@ class _Canvas:
         """The finished drawing."""
         file = io.StringIO()
         # The salt makes the names inside unique in the page, and the same in every report of the same runs.
-        # Characters that the font lacks are no matter: the page's own font will have them.
-        with mpl.rc_context({"svg.hashsalt": self.key}), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")
+        with mpl.rc_context({"svg.hashsalt": self.key}), _any_glyph():
             self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         return Panel(title, description, _inline(file.getvalue(), self.key))
 
@@ -320,7 +327,8 @@ def _cost_panel(plane: costs.Plane, key: str) -> Panel:
     ax.grid()
     ax.set_xlabel(f"{'processor time' if plane.processor else 'time'} of training, {unit}")
     ax.set_ylabel("accuracy over all classes, %")
-    _write_names(canvas, [(point.cost / seconds, point.accuracy) for point in plane.points], plane.points)
+    with _any_glyph():
+        _write_names(canvas, [(point.cost / seconds, point.accuracy) for point in plane.points], plane.points)
     told = "; ".join(
         f"{point.name} {point.accuracy:.1f}{'' if point.each is None else f' (each expert {point.each:.1f})'} at "
         f"{point.cost / seconds:.3g}"
