@@ -55,7 +55,7 @@ def test_of_own_settings_the_command_says_that_they_are_needed_and_not_where_the
         ("method.teacher=runs/plain/last.ckpt", "method.teacher=runs/plain/last.ckpt"),
         ("method.teacher=/home/me/last.ckpt", "method.teacher=PATH/last.ckpt"),
         ("method.teacher='/home/me (1)/it\\'s.ckpt'", "method.teacher='PATH/it\\'s.ckpt'"),
-        ("+data.list_dir=~/lists/", "+data.list_dir=PATH/lists"),
+        ("+data.list_dir='~/lists/'", "+data.list_dir=PATH/lists"),
         ("data.root=file:///home/me/x", "data.root=PATH/x"),
         ("evaluation.also=[train,/home/me/prior.txt]", "evaluation.also=PATHS"),
         ("+network.options={a: '/home/me'}", "+network.options=PATHS"),
