@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from mllt.data import ArraySource, DigitsLT, PairedBatch
 from mllt.data import augment as augmentations
+from mllt.data import autoaugment as autoaugmentation
 from mllt.data.arrays import ArrayDataModule, DeviceArrays
-from mllt.data.augment import CropFlip, Normalize
+from mllt.data.augment import CropFlip, Cutout, Normalize
+from mllt.data.autoaugment import AutoAugment
 from mllt.data.base import Splits
 from mllt.data.order import Draws
 from mllt.data.sources import to_device
@@ -32,7 +34,7 @@ class Pictures(ArrayDataModule):
 
     def __init__(self, rotation=15.0, source=ArraySource, **common):
         super().__init__(**{"batch_size": 16, "eval_batch_size": 7, **common})
-        self.augment_by(1, flip=True, rotation=rotation)
+        self.augment_by(1, flip=True, rotation=rotation, autoaugment="cifar10", cutout=3)
         self.source = source
 
     def load_splits(self):
@@ -159,7 +161,7 @@ def test_another_word_is_refused(setting):
 @pytest.fixture
 def fresh_constants():
     """Tensors that are kept for the next batch, of this test only."""
-    kept = (augmentations.crops, augmentations._scale_and_shift)
+    kept = (augmentations.crops, augmentations._scale_and_shift, *autoaugmentation.KEPT)
     for function in kept:
         function.cache_clear()
     yield
@@ -269,7 +271,8 @@ def test_a_trainer_is_handed_the_same_images_and_the_device_is_cleared_behind_it
 @pytest.mark.usefixtures("fresh_constants")
 def test_what_was_kept_in_inference_mode_serves_training():
     images, draws = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8), Draws(0, 0, np.arange(4))
-    augment, layer = CropFlip(Normalize([0.5] * 3, [0.2] * 3), 1, rotation=15), torch.nn.Conv2d(3, 1, 3)
+    then = [AutoAugment(), Cutout(3)]
+    augment, layer = CropFlip(Normalize([0.5] * 3, [0.2] * 3), 1, rotation=15, then=then), torch.nn.Conv2d(3, 1, 3)
     with torch.inference_mode():
         first = augment(images, draws)
     layer(augment(images, draws)).sum().backward()

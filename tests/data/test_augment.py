@@ -9,7 +9,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from mllt.data.augment import CropFlip, Normalize, rotate
+from mllt.data.augment import CropFlip, Cutout, Normalize, rotate
 from mllt.data.order import Draws
 from mllt.errors import ArgumentError
 
@@ -294,3 +294,57 @@ def test_rotation_comes_after_crop_and_flip_and_before_normalisation():
             turned = Normalize(MEAN, STD)(rotate(plain[i : i + 1], np.array([angle])), draws(1))[0]
             found.append(float(((turned - together[i]).abs() < 1e-5).all(dim=0).float().mean()))
         assert max(found) > 0.97  # within a twentieth of a degree the very same pixels
+
+
+# -------------------------------------------------------------------------------------------------------------- cutout
+
+
+def holes(pixels, count, height=32, width=32):
+    """Top, left, bottom and right of what is black in white images, the last two behind it; nothing else may be."""
+    cut = Cutout(pixels)(torch.full((count, 3, height, width), 255, dtype=torch.uint8), draws(count))
+    assert cut.dtype == torch.uint8
+    black = cut == 0
+    assert torch.equal(black, cut != 255)
+    assert torch.equal(black.all(dim=1), black.any(dim=1)), "of all three colours"
+    found = []
+    for image in black[:, 0]:
+        rows, columns = image.any(dim=1).nonzero().flatten(), image.any(dim=0).nonzero().flatten()
+        top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+        assert image.sum() == (bottom - top) * (right - left)
+        found.append((top, left, bottom, right))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize(("pixels", "height", "width"), [(16, 32, 32), (8, 32, 32), (3, 12, 20), (1, 8, 8)])
+def test_one_square_is_cut_out_whose_middle_is_any_pixel_as_often(pixels, height, width):
+    top, left, bottom, right = holes(pixels, 4000, height, width).T
+    for first, behind, size in ((top, bottom, height), (left, right, width)):
+        # where the square lies within the image it is whole; at an edge what is outside is lost
+        middle = torch.where(first > 0, first + pixels // 2, behind - pixels + pixels // 2)
+        assert ((behind == size) | (behind - middle == pixels - pixels // 2)).all()
+        assert (middle.min(), middle.max()) == (0, size - 1)
+        counts = torch.bincount(middle, minlength=size).double()
+        assert float(((counts - 4000 / size) ** 2 / (4000 / size)).sum()) < size - 1 + 6 * math.sqrt(2 * (size - 1))
+    assert abs(float(torch.corrcoef(torch.stack([top, left]).double())[0, 1])) < 0.1
+
+
+def test_cutout_comes_last_and_is_black_before_normalisation():
+    images, place = random_images(30), draws(30)
+    cut = CropFlip(Normalize(MEAN, STD), 4, then=[Cutout(16)])(images, place)
+    plain = CropFlip(raw(), 4)(images, place).round().to(torch.uint8)
+    assert torch.equal(cut, Normalize(MEAN, STD)(Cutout(16)(plain, place), place))
+    assert not torch.equal(cut, CropFlip(Normalize(MEAN, STD), 4)(images, place))
+
+
+SQUARES = [[10, 15, 26, 31], [0, 23, 14, 32], [18, 11, 32, 27], [2, 11, 18, 27]]
+
+
+def test_the_squares_never_change():
+    # The format by which runs are repeated and resumed
+    assert holes(16, 4).tolist() == SQUARES
+
+
+@pytest.mark.parametrize("pixels", [0, -1, 1.5, True])
+def test_a_wrong_size_of_the_square_is_refused(pixels):
+    with pytest.raises(ArgumentError, match="`pixels` to be a whole number"):
+        Cutout(pixels)

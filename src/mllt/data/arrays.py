@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mllt.data.augment import CropFlip, Normalize
+from mllt.data.augment import CropFlip, Cutout, Normalize
+from mllt.data.autoaugment import AutoAugment
 from mllt.data.base import LongTailedDataModule, QuietLoader
 from mllt.data.order import IntArray
 from mllt.data.sources import ArraySource, Batch, ImageDataset, Transform, to_device
 from mllt.data.views import ContrastiveView
-from mllt.errors import ArgumentError
+from mllt.errors import ArgumentError, check_integer
 
 
 class DeviceArrays:
@@ -80,10 +81,18 @@ class ArrayDataModule(LongTailedDataModule):
         self.on_device = on_device
         self._arrays = DeviceArrays()
 
-    def augment_by(self, padding: int, *, flip: bool, rotation: float) -> None:
-        """Augment training images by padded crops, flips and rotations; see `CropFlip`."""
+    def augment_by(self, padding: int, *, flip: bool, rotation: float, autoaugment: str | None = None, cutout: int = 0) -> None:
+        """Augment training images by padded crops, flips and rotations, then AutoAugment, then Cutout; see `mllt.data.augment`.
+
+        Args:
+            padding, flip, rotation: see `CropFlip`.
+            autoaugment: the name of a policy of `AutoAugment`; None: none.
+            cutout: side of the square of `Cutout` in pixels; 0: none.
+        """
         self._normalize = Normalize(self.mean, self.std)
-        self._augment = CropFlip(self._normalize, padding, flip=flip, rotation=rotation)
+        then: list[Any] = [] if autoaugment is None else [AutoAugment(autoaugment)]
+        then += [Cutout(cutout)] if check_integer("cutout", cutout, 0, self.image_size) else []
+        self._augment = CropFlip(self._normalize, padding, flip=flip, rotation=rotation, then=then)
 
     def train_transform(self) -> Transform:
         return self._augment

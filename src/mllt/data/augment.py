@@ -1,4 +1,4 @@
-"""Transforms of whole batches: random crop, flip, rotation, normalisation.
+"""Transforms of whole batches: random crop, flip, rotation, a square cut out, normalisation.
 
 Each takes uint8 `(B, 3, H, W)` and the batch's `Draws`, and gives float32 `(B, 3, H, W)`, on the device where the images lie.
 All images of a batch are transformed at once; what happens to one of them depends on its own random numbers only, never on its
@@ -7,7 +7,7 @@ neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,7 +20,7 @@ from mllt.data.sources import to_device
 from mllt.errors import ArgumentError, check_bool, check_integer, check_number
 
 # The streams of `Draws` that each decision takes its numbers from; part of the format, add at the end only.
-_TOP, _LEFT, _FLIP, _ANGLE = range(4)
+_TOP, _LEFT, _FLIP, _ANGLE, _HOLE_TOP, _HOLE_LEFT = range(6)
 
 
 class Normalize:
@@ -49,7 +49,7 @@ def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: to
 
 
 class CropFlip:
-    """Zero-pad, crop back to size, flip left-right with probability 1/2, rotate; then normalise.
+    """Zero-pad, crop back to size, flip left-right with probability 1/2, rotate; whatever else; then normalise.
 
     The plain augmentation of the CIFAR-LT literature: `RandomCrop(32, padding=4)` and `RandomHorizontalFlip()`; RIDE
     and SADE add `RandomRotation(15)` (nearest neighbour, black corners). As there, padding is black *before*
@@ -60,12 +60,23 @@ class CropFlip:
         padding: pixels on each side; 0 for no crop.
         flip: whether to flip.
         rotation: largest angle in degrees, 0 for none.
+        then: what is done to the uint8 images next, in this order, such as `AutoAugment` and `Cutout`: each from uint8
+            `(B, 3, H, W)` and the `Draws` to uint8 on the same device, the same bits on any.
     """
 
     any_device = True
 
-    def __init__(self, normalize: Normalize, padding: int = 4, *, flip: bool = True, rotation: float = 0.0) -> None:
+    def __init__(
+        self,
+        normalize: Normalize,
+        padding: int = 4,
+        *,
+        flip: bool = True,
+        rotation: float = 0.0,
+        then: Sequence[Callable[[Tensor, Draws], Tensor]] = (),
+    ) -> None:
         self.normalize = normalize
+        self.then = tuple(then)
         self.padding = check_integer("padding", padding, 0)
         self.flip = check_bool("flip", flip)
         self.rotation = check_number("rotation", rotation, 0, 180)
@@ -75,7 +86,10 @@ class CropFlip:
         which = crops(*images.shape[2:], self.padding, place)[self._drawn(draws, place)]
         if self.rotation:
             which = rotate(which[:, None], (draws.uniform(_ANGLE) * 2 - 1) * self.rotation)
-        return self.normalize(pick(images, to_device(which.flatten(1), images.device)), draws)
+        images = pick(images, to_device(which.flatten(1), images.device))
+        for transform in self.then:
+            images = transform(images, draws)
+        return self.normalize(images, draws)
 
     def _drawn(self, draws: Draws, device: torch.device) -> tuple[Tensor, ...]:
         """Which of the `crops` each image is given: mirrored or not, from the top, from the left; int64 `(B,)` each."""
@@ -84,6 +98,33 @@ class CropFlip:
         mirrored = (draws.uniform(_FLIP) < 0.5) & self.flip
         left = np.where(mirrored, span - 1 - left, left)  # mirrored after the crop, which is cropped from the other side before
         return to_device(torch.from_numpy(np.stack([mirrored, top, left])), device).unbind()
+
+
+class Cutout:
+    """Black out one square of each image, of which the middle is any of its pixels; what lies outside is lost.
+
+    DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017, arXiv:1708.04552: 16
+    pixels on CIFAR-10, 8 on CIFAR-100, where the long-tailed literature (BALMS, PaCo, NCL) has 16, too. As in that, the square
+    is black *before* normalisation.
+
+    Args:
+        pixels: of a side, at least 1.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = check_integer("pixels", pixels, 1)
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        height, width = images.shape[2:]
+        first = np.stack([draws.integers(_HOLE_TOP, height), draws.integers(_HOLE_LEFT, width)]) - self.pixels // 2
+        top, left = to_device(torch.from_numpy(first), images.device)[..., None]
+        hole = self._within(height, top)[:, None, :, None] & self._within(width, left)[:, None, None]
+        return images.masked_fill(hole, 0)
+
+    def _within(self, size: int, first: Tensor) -> Tensor:
+        """Which of 0 .. size - 1 the square covers, bool `(B, size)`, of where it begins, `(B, 1)`."""
+        place = torch.arange(size, device=first.device)
+        return (place >= first) & (place < first + self.pixels)
 
 
 # The same bits on every device: what is drawn, and where a rotation takes its pixels from, is found out on the CPU; left are

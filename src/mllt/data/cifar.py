@@ -41,6 +41,8 @@ class _CIFARLT(ArrayDataModule):
         padding: int = 4,
         flip: bool = True,
         rotation: float = 0.0,
+        autoaugment: str | None = None,
+        cutout: int = 0,
         val_images: int = 0,
         download: bool = False,
         **common: Any,
@@ -52,7 +54,7 @@ class _CIFARLT(ArrayDataModule):
         self.subset_seed = check_seed("subset_seed", subset_seed)
         self.val_images = check_integer("val_images", val_images, 0, self.max_count)
         self.download = check_bool("download", download)
-        self.augment_by(padding, flip=flip, rotation=rotation)
+        self.augment_by(padding, flip=flip, rotation=rotation, autoaugment=autoaugment, cutout=cutout)
         self.title = f"{self.dataset.__name__}-LT ({profile} profile)"
 
     @property
@@ -123,6 +125,10 @@ class CIFAR100LT(_CIFARLT):
         imbalance_factor: largest over smallest class, at least 1; the literature uses 10, 50, 100, 200.
         subset_seed: which images are kept; 0 is the customary choice.
         padding, flip, rotation: augmentation, see `mllt.data.augment.CropFlip`; RIDE and SADE use rotation=15.
+        autoaugment: "cifar10": AutoAugment by the policy that was found for CIFAR-10, after crop, flip and rotation (see
+            `mllt.data.autoaugment`); None: none. Later long-tailed work (BALMS, PaCo) uses it on CIFAR-100, too.
+        cutout: side in pixels of a square that is blacked out last (see `mllt.data.augment.Cutout`), 16 beside AutoAugment in
+            that work; 0: none.
         val_images: validation images per class from what the subset leaves over; fewer of a class that leaves fewer, none of
             one that is kept whole.
         download: fetch the data when it is missing.
