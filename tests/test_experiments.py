@@ -93,6 +93,7 @@ CIFAR_ROW = (0.1, 128, 5e-4, 200, "multistep")
 IMAGENET_ROW = (0.025, 64, 5e-4, 180, "cosine")
 TABLE_A1 = {
     "cifar100_lt": CIFAR_ROW,
+    "cifar100_lt_strong": (0.1, 128, 5e-4, 400, "multistep"),
     "cifar10_lt": CIFAR_ROW,
     "imagenet_lt": IMAGENET_ROW,
     "imagenet_lt_resnext50": IMAGENET_ROW,
@@ -102,6 +103,7 @@ TABLE_A1 = {
 }
 NETWORKS = {
     "cifar100_lt": "resnet32",
+    "cifar100_lt_strong": "resnet32",
     "cifar10_lt": "resnet32",
     "imagenet_lt": "resnet50",
     "imagenet_lt_resnext50": "resnext50",
@@ -131,6 +133,15 @@ def test_schedules_are_those_of_the_literature():
     assert milestone_epochs(multistep.milestones, 200) == [160, 180]
     assert (multistep.gamma, multistep.warmup_epochs) == (0.1, 5)
     assert composed("experiment=imagenet_lt").schedule == {"name": "cosine", "warmup_epochs": 0, "warmup_start": None}
+
+
+def test_the_strong_recipe_differs_from_the_papers_in_epochs_and_augmentation_only():
+    strong, own = (plain(composed(f"experiment={name}")) for name in ("cifar100_lt_strong", "cifar100_lt"))
+    assert (strong["data"].pop("autoaugment"), strong["data"].pop("cutout")) == ("cifar10", 16)
+    assert (own["data"].pop("autoaugment"), own["data"].pop("cutout")) == (None, 0)
+    assert milestone_epochs(strong["schedule"]["milestones"], strong["trainer"].pop("max_epochs")) == [320, 360]
+    del own["trainer"]["max_epochs"], own["name"], strong["name"]
+    assert strong == own
 
 
 @pytest.mark.parametrize("name", options("experiment"))

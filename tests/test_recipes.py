@@ -186,9 +186,10 @@ TUNING: dict[tuple[str, str], dict[str, Any]] = {
     ("cifar100_lt", "dive"): {"temperature": 3.0, "power": 0.5, "distillation_weight": 0.5},
     ("digits_lt", "ride"): {"routing_epochs": 0},
 }
+TUNING |= {("cifar100_lt_strong", method): TUNING["cifar100_lt", method] for method in ("dive", "lade", "mislas", "ride")}
 
 
-FOUR_EXPERTS = {("cifar10_lt", "ace"), ("cifar100_lt", "ace")}
+FOUR_EXPERTS = {("cifar10_lt", "ace"), ("cifar100_lt", "ace"), ("cifar100_lt_strong", "ace")}
 
 
 def test_every_tuned_method_stands_in_the_table():
