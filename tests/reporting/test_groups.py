@@ -8,8 +8,9 @@ import statistics
 import pytest
 from tests.reporting.conftest import as_cifar, read
 
-from mllt.reporting.groups import experiments
+from mllt.reporting.groups import augmentation, experiments
 from mllt.reporting.layout import lay_out
+from mllt.reporting.published import published
 from mllt.reporting.runs import find_runs
 from mllt.reporting.tables import notes_as_lines, to_csv
 
@@ -364,3 +365,27 @@ def test_the_epochs_of_a_run_are_those_of_its_longest_stage(real, made, tmp_path
     made(real["crt0"], "a", config, {**results, "epochs": 10, "stages": stages})
     (group,) = groups(tmp_path / "runs", "crt")
     assert group.epochs == 200
+
+
+@pytest.mark.parametrize(
+    ("data", "method", "words"),
+    [
+        ({"autoaugment": None, "cutout": 0}, {}, "plain"),
+        ({"autoaugment": "cifar10", "cutout": 16}, {}, "AutoAugment + Cutout"),
+        ({"autoaugment": "cifar10", "cutout": 0, "rotation": 15.0}, {}, "AutoAugment + rotation"),
+        ({"autoaugment": None, "cutout": 8, "padding": 0}, {}, "plain + Cutout of 8, no crop"),
+        ({"autoaugment": "cifar10", "cutout": 16}, {"mixup_alpha": 1.0}, "mixup + AutoAugment + Cutout"),
+        ({"autoaugment": "cifar10"}, {"mixup_alpha": 0.4}, "mixup + AutoAugment"),
+        ({"autoaugment": "cifar10", "cutout": 16, "augment": False}, {}, "none"),
+    ],
+)
+def test_autoaugment_and_cutout_are_named(data, method, words):
+    whole = {"_target_": "mllt.data.CIFAR100LT", "padding": 4, "flip": True, "rotation": 0.0} | data
+    assert augmentation({"data": whole, "method": method}) == words
+
+
+def test_what_is_published_of_long_training_is_in_the_words_of_such_runs():
+    strong = {"_target_": "mllt.data.CIFAR100LT", "padding": 4, "flip": True, "autoaugment": "cifar10", "cutout": 16}
+    words = augmentation({"data": strong, "method": {}})
+    alike = {one.name for one in published("cifar100_lt", 100, "resnet32") if (one.epochs, one.augmentation) == (400, words)}
+    assert {"PaCo", "ProCo", "MDCS"} <= alike

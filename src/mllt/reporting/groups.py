@@ -380,6 +380,8 @@ def augmentation(config: Mapping[str, Any]) -> str:
     'plain + rotation'
     >>> augmentation({"data": {"_target_": "mllt.data.CIFAR100LT", "padding": 0, "flip": False}, "method": {}})
     'plain, no crop, no flip'
+    >>> augmentation({"data": {"padding": 4, "autoaugment": "cifar10", "cutout": 16}, "method": {}})
+    'AutoAugment + Cutout'
     """
     data = config["data"]
     if data.get("augment") is False:
@@ -387,10 +389,15 @@ def augmentation(config: Mapping[str, Any]) -> str:
     usual = _USUAL.get(DATA.get(str(data.get("_target_")).rpartition(".")[2], ("", ""))[0], {})
     odd = [_odd(name, data[name]) for name, value in usual.items() if name in data and data[name] != value]
     if any("mixup" in name and isinstance(value, (int, float)) and value > 0 for name, value in flatten(config["method"])):
-        return ", ".join(["mixup", *odd])
-    more = ["rotation"] if data.get("rotation") else []
-    more += [f"{name} {value}" for name, value in data.items() if "aug" in name and name != "augment" and value]
-    return ", ".join([" + ".join(["plain", *more]), *odd])
+        words = ["mixup"]
+    else:
+        words = [] if data.get("autoaugment") else ["plain"]
+    words += ["AutoAugment"] if data.get("autoaugment") else []
+    words += ["rotation"] if data.get("rotation") and words != ["mixup"] else []
+    words += [{16: "Cutout"}.get(data["cutout"], f"Cutout of {data['cutout']}")] if data.get("cutout") else []
+    others = [name for name in data if "aug" in name and name not in ("augment", "autoaugment")]
+    words += [f"{name} {data[name]}" for name in others if data[name]]
+    return ", ".join([" + ".join(words), *odd])
 
 
 def _odd(name: str, value: Any) -> str:
