@@ -116,11 +116,23 @@ class PlainResNetExperts(nn.Module):
 class PillowImages(Dataset[Any]):
     """Pictures in memory, each augmented by itself, by Pillow."""
 
-    def __init__(self, images: NDArray[np.uint8], labels: Sequence[int], *, train: bool = True, rotation: float = 0.0) -> None:
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: Sequence[int],
+        *,
+        train: bool = True,
+        rotation: float = 0.0,
+        autoaugment: str | None = None,
+        cutout: int = 0,
+    ) -> None:
         self.images, self.labels = images, labels  # (n, H, W, 3)
         augment = [T.RandomCrop(images.shape[1], padding=4), T.RandomHorizontalFlip()] if train else []
         turn = [T.RandomRotation(rotation)] if train and rotation else []
-        self.transform = T.Compose([*augment, *turn, T.ToTensor(), T.Normalize(CIFAR_MEAN, CIFAR_STD)])
+        turn += [T.AutoAugment(T.AutoAugmentPolicy(autoaugment))] if autoaugment else []
+        share = (cutout / images.shape[1]) ** 2
+        hole = [T.RandomErasing(1.0, (share, share), (1.0, 1.0))] if cutout else []
+        self.transform = T.Compose([*augment, *turn, T.ToTensor(), *hole, T.Normalize(CIFAR_MEAN, CIFAR_STD)])
 
     def __len__(self) -> int:
         return len(self.labels)

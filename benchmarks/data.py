@@ -39,21 +39,27 @@ class RandomCIFAR100LT(CIFAR100LT):
 
 
 def rows() -> Iterator[Row]:
-    """Of training images, with rotation and without, and of test images; on a GPU, where there is one, too."""
+    """Of training images, plain and augmented in other ways, and of test images; on a GPU, where there is one, too."""
+    strong = {"autoaugment": "cifar10", "cutout": 16}
+    ways: dict[str, dict[str, Any]] = {
+        "crop, flip": {},
+        "crop, flip, rotation": {"rotation": 15.0},
+        "crop, flip, AutoAugment, Cutout": strong,
+    }
     with one_thread():
-        for rotation, name in ((0.0, "crop, flip"), (15.0, "crop, flip, rotation")):
-            yield of_training(f"CIFAR training image: {name}", rotation)
+        for name, settings in ways.items():
+            yield of_training(f"CIFAR training image: {name}", **settings)
         yield of_test("CIFAR test image: normalised")
         if torch.cuda.is_available():
-            for rotation, name in ((0.0, "crop, flip"), (15.0, "crop, flip, rotation")):
-                yield of_gpu(f"CIFAR training image on the GPU: {name}", rotation)
+            for name, settings in ways.items():
+                yield of_gpu(f"CIFAR training image on the GPU: {name}", **settings)
 
 
-def of_training(what: str, rotation: float) -> Row:
+def of_training(what: str, **settings: Any) -> Row:
     """Epochs of training batches."""
-    module = data(rotation=rotation)
+    module = data(**settings)
     source = module.splits.train
-    baseline = plain_loader(as_pillow_likes(source), source.labels.tolist(), BATCH, 0, rotation=rotation)
+    baseline = plain_loader(as_pillow_likes(source), source.labels.tolist(), BATCH, 0, **settings)
     ours = epoch(module.train_dataloader())
     return compare(what, epoch(baseline), ours, **of_epoch(source), note=ASKED)
 
@@ -66,9 +72,9 @@ def of_test(what: str) -> Row:
     return compare(what, epoch(baseline), epoch(module.test_dataloader()), **of_epoch(source))
 
 
-def of_gpu(what: str, rotation: float) -> Row:
+def of_gpu(what: str, **settings: Any) -> Row:
     """Epochs of batches that are made on the GPU, against the same ones made on the CPU and sent there; elapsed time."""
-    module, device = data(rotation=rotation), torch.device("cuda", torch.cuda.current_device())
+    module, device = data(**settings), torch.device("cuda", torch.cuda.current_device())
     plain = module.train_dataloader()
 
     def sent() -> None:
