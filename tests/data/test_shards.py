@@ -6,7 +6,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import urllib.parse
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -750,6 +752,26 @@ def test_digests_differ_by_how_pictures_were_scaled_even_where_none_was(folder, 
         pack(ImageFolderLT(folder, **SETTINGS), tmp_path / str(number), scaling=scaling)
         found.add(of_shards(tmp_path / str(number)).fingerprint)
     assert len(found) == 3, "without scaling, that of loose files"
+
+
+def test_scaling_in_threads_leaves_the_programs_warnings_as_they_were(mixed, tmp_path, monkeypatch):
+    """Silencing is of the whole program: threads that each do and undo it leave it silenced for good."""
+    silenced_by, enter, before = set(), warnings.catch_warnings.__enter__, list(warnings.filters)
+
+    def entered(self):
+        silenced_by.add(threading.current_thread())
+        return enter(self)
+
+    monkeypatch.setattr(warnings.catch_warnings, "__enter__", entered)
+    source = ImageFolderLT(mixed, **SETTINGS).splits.train
+    scaled = packing.scale_down(source, Scaling(24), tmp_path, threads=2)
+    assert scaled.sizes.sum() < source_bytes(source)
+    assert silenced_by == {threading.main_thread()}
+    assert warnings.filters == before
+
+
+def source_bytes(source) -> int:
+    return sum(source.size_of(row) for row in range(len(source)))
 
 
 def test_interrupted_scaling_goes_on_and_pictures_that_changed_are_scaled_anew(mixed, tmp_path, monkeypatch):

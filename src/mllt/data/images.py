@@ -101,9 +101,12 @@ def _load_rgb(name: str, open_file: OpenFile) -> Image.Image:
 
 
 def read_picture(name: str, open_file: OpenFile, use: Callable[[Image.Image], _T]) -> _T:
-    """What `use` makes of an opened picture, of which nothing is decoded yet; with the guards and errors of `load_rgb`."""
-    with _quiet():
-        return _opened(name, open_file, use)
+    """What `use` makes of an opened picture, of which nothing is decoded yet; with the guards and errors of `load_rgb`.
+
+    Whatever fails is a `PictureError` that names the file and the cause.
+    """
+    with quiet():
+        return use_picture(name, open_file, use)
 
 
 def decode(image: Image.Image) -> Image.Image:
@@ -128,8 +131,8 @@ def inspect_picture(path: str | bytes | os.PathLike[str]) -> tuple[str, tuple[in
         DataError: as in `load_rgb`.
     """
     name = os.fsdecode(path)
-    with _quiet():
-        return _opened(name, partial(_open_file, name), _inspect)
+    with quiet():
+        return use_picture(name, partial(_open_file, name), _inspect)
 
 
 def damaged_files(source: FileSource) -> list[str]:
@@ -138,7 +141,7 @@ def damaged_files(source: FileSource) -> list[str]:
     Every file is read whole, so cut-off ones are found too; JPEG files are decoded at an eighth of their size, which is
     several times faster.
     """
-    with _quiet(), ThreadPoolExecutor() as threads:  # warnings are silenced once: doing it in threads is not safe
+    with quiet(), ThreadPoolExecutor() as threads:
         causes = threads.map(partial(_damage, source), range(len(source)))
         return [f"{os.fsdecode(path)}: {cause}" for path, cause in zip(source.paths, causes, strict=True) if cause]
 
@@ -146,7 +149,7 @@ def damaged_files(source: FileSource) -> list[str]:
 def _damage(source: FileSource, index: int) -> str | None:
     name = source.name_of(index)
     try:
-        return _opened(name, partial(source.open, index), _skim)
+        return use_picture(name, partial(source.open, index), _skim)
     except PictureError as error:
         return error.cause
 
@@ -161,8 +164,8 @@ def _skim(image: Image.Image) -> None:
     image.load()
 
 
-def _opened(name: str, open_file: OpenFile, use: Callable[[Image.Image], _T]) -> _T:
-    """What `use` gives for the picture in a file; whatever fails is a `PictureError` that names the file and the cause."""
+def use_picture(name: str, open_file: OpenFile, use: Callable[[Image.Image], _T]) -> _T:
+    """`read_picture` for threads: it leaves warnings alone, see `quiet`."""
     try:
         # A file of our own: Pillow leaves the one that it opens itself to the garbage collector when it fails
         with open_file() as file, Image.open(file, formats=_formats()) as image:
@@ -206,7 +209,8 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """No warnings, for the whole program: to be entered once around threads, not in them, which would undo each other's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

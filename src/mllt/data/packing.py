@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mllt.data.images import FileSource, PictureError, decode, read_picture
+from mllt.data.images import FileSource, PictureError, decode, quiet, use_picture
 from mllt.data.lists import ImageFileDataModule, blob_id, refuse
 from mllt.data.order import SHUFFLE, IntArray, permutation
 from mllt.data.shards import INDEX, VERSION, ShardIndex, Shards, require_litdata, shard_file
@@ -242,7 +242,8 @@ def scale_down(
         sizes[first : first + len(found)] = found
         advance(int(states[first : first + len(found), 0].sum()))
 
-    _in_threads(one, len(files), threads, done)
+    with quiet():
+        _in_threads(one, len(files), threads, done)
     return ScaledSource(source, files, sizes)
 
 
@@ -270,7 +271,7 @@ def _scaled(source: FileSource, row: int, scaling: Scaling) -> bytes:
     with source.open(row) as file:
         content = file.read()
     try:
-        return read_picture(source.name_of(row), lambda: io.BytesIO(content), partial(scaling, content))
+        return use_picture(source.name_of(row), lambda: io.BytesIO(content), partial(scaling, content))
     except PictureError:
         return content
 
