@@ -116,7 +116,7 @@ def make_data(config: DictConfig) -> LongTailedDataModule:
         section["verify_files"] = False
     data = build_data(section, batch_size=config.batch_size, seed=config.seed)
     root = section.get("root")
-    if root is not None and not Path(root).is_dir() and not section.get("download"):
+    if root is not None and not Path(root).exists() and not section.get("download"):
         raise ArgumentError(f"Expected the data of {data.title} in a folder {root}, but there is none. Type data.root=FOLDER.")
     return data
 

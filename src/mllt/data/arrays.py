@@ -45,7 +45,7 @@ class DeviceSource(ArraySource):
     """An array's images, loaded on a device."""
 
     def __init__(self, source: ArraySource, arrays: DeviceArrays, device: torch.device) -> None:
-        self.images, self.rows = source.images, source.rows
+        self.images, self.rows, self.places = source.images, source.rows, source.places
         self.labels, self._all_labels = source.labels, source._all_labels
         self.arrays, self.device = arrays, device
 

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from mllt.data import packed_arrays
 from mllt.data.arrays import ArrayDataModule
 from mllt.data.base import Figures, Splits
 from mllt.data.order import IntArray
+from mllt.data.packed_arrays import PackedArrays
 from mllt.data.sources import ArraySource, data_root
 from mllt.data.subsets import long_tailed_indices
-from mllt.errors import DataError, check_bool, check_integer, check_seed
+from mllt.errors import ArgumentError, DataError, check_bool, check_integer, check_seed
 from mllt.longtail import profile_counts
 
 
@@ -76,21 +78,60 @@ class _CIFARLT(ArrayDataModule):
 
     def prepare_data(self) -> None:
         """Download CIFAR when asked to (once per machine)."""
+        if self.download and self.root.is_file():
+            raise ArgumentError(f"{self.root} is a file, into which nothing is downloaded: leave data.download=true out.")
         if self.download:
             self._read(train=True, download=True)
 
     def load_splits(self) -> Splits:
-        train, test = self._read(train=True), self._read(train=False)
-        pixels, labels = _channels_first(train.data), np.asarray(train.targets)
-        kept = long_tailed_indices(labels, self.counts, self.subset_seed)
-        more = [min(count + self.val_images, self.max_count) for count in self.counts]
-        left_over = np.setdiff1d(long_tailed_indices(labels, more, self.subset_seed), kept)
+        stored = self._stored()
+        kept, left_over = self._chosen(stored)
+        pixels, labels = _channels_first(stored.images), stored.labels
+        places = None if len(stored.rows) == len(labels) else stored.places
         return Splits(
-            train=ArraySource(pixels, train.targets, kept),
-            test=ArraySource(_channels_first(test.data), test.targets),
-            val=ArraySource(pixels, train.targets, left_over) if self.val_images else None,
-            class_names=list(train.classes),
+            train=ArraySource(pixels, labels, kept, places),
+            test=ArraySource(_channels_first(stored.test_images), stored.test_labels),
+            val=ArraySource(pixels, labels, left_over, places) if self.val_images else None,
+            class_names=stored.class_names,
         )
+
+    def to_pack(self) -> PackedArrays:
+        """The subset's images (and those of `val_images`) and the test, for `mllt.data.packed_arrays.write`."""
+        stored = self._stored()
+        return stored.take(np.concatenate(self._chosen(stored)))
+
+    def _chosen(self, stored: PackedArrays) -> tuple[IntArray, IntArray]:
+        """Positions in the official order of the training images, and of those for validation that they leave over."""
+        kept = long_tailed_indices(stored.labels, self.counts, self.subset_seed)
+        more = [min(count + self.val_images, self.max_count) for count in self.counts]
+        left_over = np.setdiff1d(long_tailed_indices(stored.labels, more, self.subset_seed), kept)
+        missing = np.setdiff1d(np.concatenate([kept, left_over]), stored.rows)
+        if len(missing):
+            name, validation = self.dataset.__name__, f" data.val_images={self.val_images}" if self.val_images else ""
+            chosen = f"data.profile={self.profile} data.imbalance_factor={self.imbalance_factor:g}{validation}"
+            if self.subset_seed:
+                chosen += f" data.subset_seed={self.subset_seed}"
+            raise DataError(
+                f"Expected {self.root} to hold the {len(kept) + len(left_over):,} images of {chosen}, but {len(missing):,} of "
+                f"them are not among its {len(stored.rows):,}. Ask for those that were packed, or pack these where {name}'s "
+                f"own files are: python -m mllt.pack experiment={name.lower()}_lt {chosen} data.root=FOLDER output=FILE"
+            )
+        return kept, left_over
+
+    def _stored(self) -> PackedArrays:
+        """All images of the folder, or those that a packed file holds."""
+        name = self.dataset.__name__
+        if self.root.is_file():
+            stored = packed_arrays.read(self.root)
+            if (stored.dataset, len(stored.class_names)) != (name, self._num_classes):
+                raise DataError(
+                    f"Expected {self.root} to hold images of {name}, but it holds {stored.dataset}. Give another file."
+                )
+            return stored
+        train, test = self._read(train=True), self._read(train=False)
+        labels, test_labels = np.asarray(train.targets, np.int64), np.asarray(test.targets, np.int64)
+        every = np.arange(len(labels), dtype=np.int64)
+        return PackedArrays(name, list(train.classes), labels, every, train.data, test_labels, test.data)
 
     def _read(self, *, train: bool, download: bool = False) -> CIFAR10:
         try:
@@ -100,8 +141,8 @@ class _CIFARLT(ArrayDataModule):
             raise DataError(
                 f"Expected {name} (python version) under {self.root}, as the folder {self.dataset.base_folder}/, but "
                 f"{self._problem(error)}. Get {self.dataset.filename} from {self.dataset.url.rpartition('/')[0]}, unpack it "
-                f"there, and point data.root at the folder that holds it; or let it be fetched: data.download=true. To check: "
-                f"md5sum {self.dataset.filename} must print {self.dataset.tgz_md5}."
+                f"there, and point data.root at the folder that holds it, or at a file of python -m mllt.pack; or let it be "
+                f"fetched: data.download=true. To check: md5sum {self.dataset.filename} must print {self.dataset.tgz_md5}."
             ) from error
 
     @staticmethod
@@ -120,7 +161,7 @@ class CIFAR100LT(_CIFARLT):
     `val_fraction` holds one out of the subset itself: as long-tailed, and of the rarest classes next to nothing.
 
     Args:
-        root: folder that holds `cifar-100-python/`.
+        root: folder that holds `cifar-100-python/`, or a file that `python -m mllt.pack` has written.
         profile: "exponential" (n_k = int(500 * (1 / imbalance_factor) ** (k / 99))) or "step".
         imbalance_factor: largest over smallest class, at least 1; the literature uses 10, 50, 100, 200.
         subset_seed: which images are kept; 0 is the customary choice.
@@ -136,7 +177,7 @@ class CIFAR100LT(_CIFARLT):
 
     Raises:
         ArgumentError: a setting is out of range.
-        DataError: the files are missing or damaged (at `setup`).
+        DataError: the files are missing or damaged, or the packed file lacks images of this subset (at `setup`).
 
     >>> data = CIFAR100LT("data", imbalance_factor=100)
     >>> data.counts[0], data.counts[-1], sum(data.counts)

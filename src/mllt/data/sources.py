@@ -87,15 +87,24 @@ class ArraySource:
         images: uint8 `(n, 3, H, W)`.
         labels: `(n,)` whole numbers.
         rows: which of the images, in which order; all by default.
+        places: `(n,)`, where each lies in `images`, where not all do: -1 for those that do not. Labels and rows are of all n.
     """
 
-    def __init__(self, images: Tensor, labels: Sequence[int] | IntArray, rows: IntArray | None = None) -> None:
-        self.images = images
-        every = np.arange(len(images), dtype=np.int64)
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Sequence[int] | IntArray,
+        rows: IntArray | None = None,
+        places: IntArray | None = None,
+    ) -> None:
+        self.images, self.places = images, places
+        every = np.arange(len(images if places is None else places), dtype=np.int64)
         self.rows = every if rows is None else every[np.asarray(rows, dtype=np.int64)]
         self._all_labels = np.asarray(labels, dtype=np.int64)
-        if len(self._all_labels) != len(images):
-            raise DataError(f"Expected one label per image, but got {len(images)} images and {len(self._all_labels)} labels.")
+        if len(self._all_labels) != len(every):
+            raise DataError(f"Expected one label per image, but got {len(every)} images and {len(self._all_labels)} labels.")
+        if places is not None and (places[self.rows] < 0).any():
+            raise DataError("Expected all images that are asked for to be held, but some are not.")
         self.labels = self._all_labels[self.rows]
 
     def __len__(self) -> int:
@@ -107,10 +116,11 @@ class ArraySource:
 
     def take(self, images: Tensor, indices: IntArray) -> Tensor:
         """The images at `indices`, from `images`, which are this source's own on whichever device."""
-        return images.index_select(0, to_device(torch.from_numpy(self.rows[indices]), images.device))
+        rows = self.rows[indices] if self.places is None else self.places[self.rows[indices]]
+        return images.index_select(0, to_device(torch.from_numpy(rows), images.device))
 
     def subset(self, indices: IntArray) -> ArraySource:
-        return ArraySource(self.images, self._all_labels, self.rows[indices])
+        return ArraySource(self.images, self._all_labels, self.rows[indices], self.places)
 
     def name_of(self, index: int) -> str:
         return f"image {int(self.rows[index])}"
