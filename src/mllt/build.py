@@ -7,7 +7,7 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mllt.checkpoint import read_checkpoint
 from mllt.checkpoint_parts import GIVEN_BY_PATH
 from mllt.data import LongTailedDataModule
 from mllt.data.shards import is_url
-from mllt.errors import ArgumentError, CheckpointError, check_integer, check_number, check_seed
+from mllt.errors import ArgumentError, CheckpointError, DataError, check_choice, check_integer, check_number, check_seed
 from mllt.methods import LongTailedModule, load_checkpoint
 from mllt.optim import milestone_epochs
 from mllt.recipes import borrowed_values
@@ -118,16 +118,70 @@ def import_class(setting: str, target: Any, base: type) -> type:
 
 
 def load_method(config: DictConfig) -> LongTailedModule:
-    """The checkpoint that `evaluate` or `predict` was given, compensated to the prior that it was told."""
+    """The checkpoint that a command was given, compensated to the prior that it was told, where it takes one."""
     if config.method_class is not None:
         import_class("method_class", config.method_class, LongTailedModule)
     module = load_checkpoint(config.checkpoint)
-    prior = OmegaConf.to_container(config)["test_prior"]  # type: ignore[call-overload, index]
-    if prior is not None or config.test_prior_factor is not None:
+    given: Any = OmegaConf.to_container(config)
+    prior, factor = given.get("test_prior"), given.get("test_prior_factor")
+    if prior is not None or factor is not None:
         hp = module.hparams
-        factor = hp["test_prior_factor"] if config.test_prior_factor is None else config.test_prior_factor
+        factor = hp["test_prior_factor"] if factor is None else factor
         module.set_test_prior(hp["test_prior"] if prior is None else prior, factor)
     return module
+
+
+def stored_data(config: DictConfig, folder: RunFolder) -> LongTailedDataModule:
+    """The data module of a run, from the settings in its folder.
+
+    Raises:
+        DataError: there are no settings, or they are none that a run can have.
+        ArgumentError: they name a class that is not one of ours: a folder from elsewhere must not choose what is run.
+    """
+    stored: Any = OmegaConf.to_container(folder.read_config())
+    section, seed = stored.get("data"), stored.get("seed")
+    if not isinstance(section, dict) or not isinstance(seed, int):
+        raise DataError(f"Expected {folder.config} to hold the run's seed and its settings of `data`, but it does not.")
+    section = {str(name): value for name, value in section.items()}
+    if not str(section.get("_target_")).startswith("mllt.data."):
+        raise ArgumentError(
+            f"Expected {folder.config} to name a data module of mllt.data, but it names {section.get('_target_')!r:.100}. Use "
+            "Trainer.test with that data module and mllt.load_checkpoint instead."
+        )
+    if isinstance(section.get("num_workers"), int):  # of the machine that it was trained on
+        section["num_workers"] = min(section["num_workers"], os.cpu_count() or 1)
+    changes = {"root": config.data_root, "eval_batch_size": config.eval_batch_size, "num_workers": config.num_workers}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "root" in changes and "root" not in section:
+        raise ArgumentError(f"{section['_target_']} reads no folder: leave data_root out.")
+    try:
+        data = build_data(section, batch_size=stored.get("batch_size"), seed=seed, **changes)
+        data.setup()
+    except DataError as error:
+        raise DataError(f"{error} (If the data lies elsewhere now, type data_root=FOLDER here.)") from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        if isinstance(error, ArgumentError):
+            raise
+        raise DataError(f"Expected {folder.config} to hold settings of `data` that fit, but they do not: {error}") from error
+    return data
+
+
+def pick_device(accelerator: str) -> str:
+    """The device that an `accelerator` setting means.
+
+    Raises:
+        ArgumentError: it is unknown, or not there.
+    """
+    available: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
+    if check_choice("accelerator", accelerator, ("auto", *available)) == "auto":
+        return next(name for name, is_there in available.items() if is_there())
+    if not available[accelerator]():
+        raise ArgumentError(f"Expected a {accelerator} device, but this machine has none. Set accelerator=auto.")
+    return accelerator
 
 
 def build_loggers(config: DictConfig, folder: RunFolder, resume: Path | None) -> list[Logger]:

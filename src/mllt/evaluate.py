@@ -27,7 +27,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     """
     from pathlib import Path
 
-    from mllt.build import load_method, make_trainer
+    from mllt.build import load_method, make_trainer, stored_data
     from mllt.callbacks import Speed
     from mllt.errors import ArgumentError, check_choice
     from mllt.results import RunFolder, caption, say, table, write_json
@@ -142,48 +142,6 @@ def stored_tf32(folder: RunFolder) -> bool:
 
     value = OmegaConf.select(folder.read_config(), "trainer.tf32")
     return value if isinstance(value, bool) else True
-
-
-def stored_data(config: DictConfig, folder: RunFolder) -> LongTailedDataModule:
-    """The data module of a run, from the settings in its folder.
-
-    Raises:
-        DataError: there are no settings, or they are none that a run can have.
-        ArgumentError: they name a class that is not one of ours: a folder from elsewhere must not choose what is run.
-    """
-    import os
-
-    from omegaconf import OmegaConf
-
-    from mllt.build import build_data
-    from mllt.errors import ArgumentError, DataError
-
-    stored: Any = OmegaConf.to_container(folder.read_config())
-    section, seed = stored.get("data"), stored.get("seed")
-    if not isinstance(section, dict) or not isinstance(seed, int):
-        raise DataError(f"Expected {folder.config} to hold the run's seed and its settings of `data`, but it does not.")
-    section = {str(name): value for name, value in section.items()}
-    if not str(section.get("_target_")).startswith("mllt.data."):
-        raise ArgumentError(
-            f"Expected {folder.config} to name a data module of mllt.data, but it names {section.get('_target_')!r:.100}. Use "
-            "Trainer.test with that data module and mllt.load_checkpoint instead."
-        )
-    if isinstance(section.get("num_workers"), int):  # of the machine that it was trained on
-        section["num_workers"] = min(section["num_workers"], os.cpu_count() or 1)
-    changes = {"root": config.data_root, "eval_batch_size": config.eval_batch_size, "num_workers": config.num_workers}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if "root" in changes and "root" not in section:
-        raise ArgumentError(f"{section['_target_']} reads no folder: leave data_root out.")
-    try:
-        data = build_data(section, batch_size=stored.get("batch_size"), seed=seed, **changes)
-        data.setup()
-    except DataError as error:
-        raise DataError(f"{error} (If the data lies elsewhere now, type data_root=FOLDER here.)") from error
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        if isinstance(error, ArgumentError):
-            raise
-        raise DataError(f"Expected {folder.config} to hold settings of `data` that fit, but they do not: {error}") from error
-    return data
 
 
 if __name__ == "__main__":

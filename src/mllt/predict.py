@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from mllt.cli import run
@@ -31,7 +31,7 @@ def predict(config: DictConfig) -> int:
     """
     from pathlib import Path
 
-    from mllt.build import load_method
+    from mllt.build import load_method, pick_device
     from mllt.errors import ArgumentError, check_integer
     from mllt.files import written_whole
     from mllt.results import say
@@ -134,28 +134,6 @@ def write_rows(file: IO[str], rows: Iterator[list[Any]], top_k: int) -> int:
         failures += bool(row[-1])
         writer.writerow(row)
     return failures
-
-
-def pick_device(accelerator: str) -> str:
-    """The device that an `accelerator` setting means.
-
-    Raises:
-        ArgumentError: it is unknown, or not there.
-    """
-    import torch
-
-    from mllt.errors import ArgumentError, check_choice
-
-    available: dict[str, Callable[[], bool]] = {
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-        "cpu": lambda: True,
-    }
-    if check_choice("accelerator", accelerator, ("auto", *available)) == "auto":
-        return next(name for name, is_there in available.items() if is_there())
-    if not available[accelerator]():
-        raise ArgumentError(f"Expected a {accelerator} device, but this machine has none. Set accelerator=auto.")
-    return accelerator
 
 
 if __name__ == "__main__":

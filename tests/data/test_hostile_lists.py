@@ -11,11 +11,11 @@ import pytest
 from omegaconf import OmegaConf
 from tests.data.make_images import SETTINGS, imagenet_rows, save_imagenet_lt, save_list, save_pictures
 
+from mllt.build import stored_data
 from mllt.data.folder import read_csv
 from mllt.data.images import FileSource
 from mllt.data.lists import ImageNetLT, absent_files, read_class_names, read_coco, read_list
 from mllt.errors import DataError
-from mllt.evaluate import stored_data
 from mllt.results import RunFolder
 
 #: Ways out of the folder, or to what is no file in it; backslashes are a way on some systems only.
