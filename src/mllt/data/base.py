@@ -225,6 +225,13 @@ class LongTailedDataModule(L.LightningDataModule):
         central crop; None: straight to `size` x `size`), "mean" and "std" (three numbers each, in 0 .. 1).
         """
 
+    def balanced_source(self) -> ImageSource | None:
+        """The whole balanced set that the long-tailed training images were cut from, with them in it; None where there is none.
+
+        Nothing trains on it: it is what frozen features are judged by (`python -m mllt.probe`).
+        """
+        return None
+
     def guard(self, train: ImageSource) -> ImageSource:
         """What stands between the training images and whoever loads them; by default nothing."""
         return train
@@ -371,6 +378,10 @@ class LongTailedDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Test images, each once over all devices."""
         return self._eval_loader(self.splits.test, once=True)
+
+    def source_dataloader(self, source: ImageSource) -> DataLoader[Batch]:
+        """The images of any source of this data, as test images are: by the eval transform, each once, in order."""
+        return self._eval_loader(source, once=True)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The test images."""

@@ -133,6 +133,11 @@ class _CIFARLT(ArrayDataModule):
         every = np.arange(len(labels), dtype=np.int64)
         return PackedArrays(name, list(train.classes), labels, every, train.data, test_labels, test.data)
 
+    def balanced_source(self) -> ArraySource | None:
+        """All 50,000 training images; None where a packed file holds but some of them."""
+        train: Any = self.splits.train
+        return train.whole() if train.places is None else None
+
     def _read(self, *, train: bool, download: bool = False) -> CIFAR10:
         try:
             return self.dataset(str(self.root), train=train, download=download)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from mllt.data.arrays import ArrayDataModule
 from mllt.data.base import Figures, Splits
-from mllt.data.order import SUBSET, permutation
+from mllt.data.order import SUBSET, IntArray, permutation
 from mllt.data.sources import ArraySource
 from mllt.data.subsets import long_tailed_indices
 from mllt.errors import check_seed
@@ -64,6 +65,21 @@ class DigitsLT(ArrayDataModule):
         return Figures(train=321, classes=10, largest=120, smallest=2, test=500) if self._as_shipped else None
 
     def load_splits(self) -> Splits:
+        everything, pool, test = self._read()
+        names = [str(digit) for digit in range(10)]
+        return Splits(self._cut(everything, pool, self.counts), everything.subset(test), names)
+
+    def balanced_source(self) -> ArraySource:
+        """120 training images of each class."""
+        everything, pool, _ = self._read()
+        return self._cut(everything, pool, [_MAX_COUNT] * 10)
+
+    def _cut(self, everything: ArraySource, pool: IntArray, counts: Sequence[int]) -> ArraySource:
+        return everything.subset(pool[long_tailed_indices(everything.labels[pool], counts, self.subset_seed)])
+
+    @staticmethod
+    def _read() -> tuple[ArraySource, IntArray, IntArray]:
+        """All images, and which of them are there to train with and to test with."""
         from sklearn.datasets import load_digits  # here, since it takes as long to import as all of mllt
 
         digits = load_digits()
@@ -74,7 +90,4 @@ class DigitsLT(ArrayDataModule):
         in_test = np.zeros(len(order), dtype=bool)
         for label in range(10):
             in_test[np.flatnonzero(labels == label)[:_TEST_PER_CLASS]] = True
-        pool = order[~in_test]
-        kept = pool[long_tailed_indices(digits.target[pool], self.counts, self.subset_seed)]
-        everything = ArraySource(images, digits.target)
-        return Splits(everything.subset(kept), everything.subset(order[in_test]), [str(digit) for digit in range(10)])
+        return ArraySource(images, digits.target), order[~in_test], order[in_test]

@@ -122,6 +122,10 @@ class ArraySource:
     def subset(self, indices: IntArray) -> ArraySource:
         return ArraySource(self.images, self._all_labels, self.rows[indices], self.places)
 
+    def whole(self) -> ArraySource:
+        """The source with all images that are held, in their order."""
+        return ArraySource(self.images, self._all_labels)
+
     def name_of(self, index: int) -> str:
         return f"image {int(self.rows[index])}"
 
