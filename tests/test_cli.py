@@ -32,7 +32,7 @@ def test_the_shell_completes_groups_options_and_settings():
 
 
 def test_help_and_completion_do_not_wait_for_torch():
-    code = "import sys, mllt.train, mllt.evaluate, mllt.predict; sys.exit('torch' in sys.modules)"
+    code = "import sys, mllt.train, mllt.evaluate, mllt.predict, mllt.probe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 

@@ -24,7 +24,7 @@ from mllt.version import __version__
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
-COMMANDS = ("mllt-train", "mllt-evaluate", "mllt-pack", "mllt-predict", "mllt-report", "mllt-check")
+COMMANDS = ("mllt-train", "mllt-evaluate", "mllt-pack", "mllt-predict", "mllt-probe", "mllt-report", "mllt-check")
 
 
 def lines(text: str) -> list[str]:

@@ -5,6 +5,7 @@ checkpoints/     last.ckpt, previous.ckpt (the one before), and best.ckpt where 
                  run model.ckpt, what predicts, with its SHA-256
 stages/NAME/     checkpoints and metrics of the stages before the last, where a method has several
 metrics.csv      losses and accuracies by epoch
+probes/          what probes of its features found, where they were asked for
 results.json     what the run showed, and how it came about
 """
 

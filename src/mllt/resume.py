@@ -34,7 +34,7 @@ def prepare_folder(config: DictConfig, folder: RunFolder) -> None:
             "over it with overwrite=true."
         )
     if starts_over(config):
-        for name in ("checkpoints", "stages", "nonfinite"):
+        for name in ("checkpoints", "stages", "nonfinite", "probes"):
             shutil.rmtree(folder.root / name, ignore_errors=True)
         for path in (folder.results, folder.metrics):
             path.unlink(missing_ok=True)

@@ -50,6 +50,7 @@ DOORS = {
         f"input={picture(tmp / 'pictures')}",
         f"output={tmp / 'predicted.csv'}",
     ],
+    "probe": lambda run, tmp: ["probe", f"checkpoint={last(run)}"],
     "resume=PATH": lambda run, tmp: ["train", *SMALL, *MORE, f"resume={last(run)}", f"output_dir={tmp / 'new'}"],
     "resume=auto": lambda run, tmp: ["train", *SMALL, *MORE, "resume=auto", f"output_dir={run}"],
     "method.teacher=PATH": lambda run, tmp: [

@@ -100,7 +100,7 @@ def test_the_whole_traceback_is_shown_when_asked_for(mllt_command, monkeypatch):
         mllt_command("train", "optimizer.lr=-1")
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict"])
+@pytest.mark.parametrize("name", ["evaluate", "predict", "probe"])
 def test_the_other_commands_say_which_setting_is_missing(mllt_command, name):
     done = mllt_command(name)
     assert done.status == 2
@@ -113,9 +113,9 @@ def test_the_folder_one_stands_in_stays_even_when_it_is_empty(mllt_command, tmp_
     assert (tmp_path / "here").is_dir()
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "probe"])
 def test_help_shows_examples_and_every_setting(mllt_command, name):
     done = mllt_command(name, "--help")
     assert done.status == 0
     assert f"python -m mllt.{name} " in done.out
-    assert ("num_experts" if name == "train" else "test_prior_factor") in done.out
+    assert {"train": "num_experts", "probe": "neighbours"}.get(name, "test_prior_factor") in done.out

@@ -13,6 +13,7 @@ from mllt.reporting.figures import Chart, Panel
 from mllt.reporting.groups import Experiment, Group, slug_of
 from mllt.reporting.layout import MORE, MORE_TITLE, Layout, Row, Stat, caption, findings, more
 from mllt.reporting.published import GROUPS, Check
+from mllt.reporting.representation import HEAD, TITLE, representation
 from mllt.reporting.tables import CHECK, CHECK_COLUMNS, OTHERS
 
 _EDGE, _ABOVE = 8, 26  # around a drawing that stands alone, and above it, where its title is; in its own units
@@ -150,6 +151,7 @@ def _section(layout: Layout, figures: Sequence[Chart]) -> str:
         parts += [_heading(MORE_TITLE, _MORE), _table(MORE_TITLE, ["method", *MORE], lines)]
         parts += [_heading(costs.TITLE, costs.LEDE), _table(costs.TITLE, costs.COLUMNS, costs.lines(experiment), text_from=6)]
         parts += _commands(experiment)
+        parts += _representation(experiment)
     for group in experiment.finished:
         parts += _findings(group)
     if layout.others:
@@ -167,6 +169,14 @@ def _commands(experiment: Experiment) -> list[str]:
         if commands
     ]
     return [f'<p class="lede grid">{escape(costs.COMMANDS)}</p><dl class="commands">{"".join(items)}</dl>'] * bool(items)
+
+
+def _representation(experiment: Experiment) -> list[str]:
+    told = representation(experiment)
+    if told is None:
+        return []
+    table = [_table(TITLE, HEAD, told.lines)] if told.lines else []
+    return [_heading(TITLE, told.lede, f"{experiment.slug}-representation"), *table, _list(told.remarks, "remarks")]
 
 
 def _findings(group: Group) -> list[str]:

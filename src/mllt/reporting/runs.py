@@ -22,7 +22,7 @@ from mllt.results import MOST_SETTINGS, RunFolder, plural, read_text
 #: The sections that make a `config.yaml` one of ours: other programs keep files of that name, too.
 _OURS = {"data", "method", "network", "trainer", "seed"}
 #: What lies in a run's folder beside further runs: nothing in these is a run of its own.
-_OF_A_RUN = {"stages", "checkpoints", "evaluations", "report", "wandb", "tensorboard", "lightning_logs"}
+_OF_A_RUN = {"stages", "checkpoints", "evaluations", "probes", "report", "wandb", "tensorboard", "lightning_logs"}
 #: What can go wrong with a `metrics.csv` that something else wrote, or that was cut or overwritten.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error)
 #: Bytes of a `results.json` or a `metrics.csv`; those of the largest data sets and the longest runs have a few million.

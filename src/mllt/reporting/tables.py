@@ -20,6 +20,7 @@ from mllt.reporting import costs
 from mllt.reporting.groups import Experiment, Group, network_title
 from mllt.reporting.layout import MORE, MORE_TITLE, Layout, Row, Stat, caption, findings, more
 from mllt.reporting.published import GROUPS, Check, Published
+from mllt.reporting.representation import HEAD, TITLE, representation
 
 CSV_COLUMNS = (
     *("experiment", "origin", "name", "method", "part", "group", "kind", "status", "seeds", "num_seeds"),
@@ -155,6 +156,7 @@ def to_markdown(layouts: Sequence[Layout], checks: Sequence[Check], opening: Seq
             parts += [markdown_table(["method", *MORE], [[title, *texts] for title, texts in more(experiment)])]
             parts += [f"### {costs.TITLE}", costs.LEDE, markdown_table(costs.COLUMNS, costs.lines(experiment))]
             parts += _markdown_commands(experiment)
+            parts += _markdown_representation(experiment)
         for group in experiment.finished:
             parts += _markdown_findings(group)
         if layout.others:
@@ -175,6 +177,14 @@ def _markdown_commands(experiment: Experiment) -> list[str]:
             for command in commands
         ]
     return parts
+
+
+def _markdown_representation(experiment: Experiment) -> list[str]:
+    told = representation(experiment)
+    if told is None:
+        return []
+    table = [markdown_table(HEAD, told.lines)] if told.lines else []
+    return [f"### {TITLE}", markdown(told.lede), *table, *map(markdown, told.remarks)]
 
 
 def _markdown_findings(group: Group) -> list[str]:
