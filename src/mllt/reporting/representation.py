@@ -130,17 +130,21 @@ def _check(probe: Any) -> None:
     settings = probe["settings"]
     if type(settings["neighbours"]) is not int or not all(is_number(settings[name]) for name in ("neighbours", "l2")):
         raise ValueError("settings: expected numbers")
-    if not probe["features"] or not isinstance(probe["trained_on"], Mapping):
+    features, learned = probe["features"], probe["trained_on"]
+    if not features or not set(learned) <= {which for which, _, _ in _ACCURACIES}:
         raise ValueError("expected features, and what learned from them")
-    for name, row in probe["features"].items():
+    for name, row in features.items():
         _kind(name)
         for quantity in _GEOMETRY:
             _check_groups(row[quantity])
-        for which, how, _ in _ACCURACIES:
-            if which in probe["trained_on"]:
-                _check_groups(probe["trained_on"][which][name][how])
-                if not isinstance(probe["trained_on"][which][name]["converged"], bool):
-                    raise ValueError("converged: expected true or false")
+    for which, rows in learned.items():
+        if set(rows) != set(features):
+            raise ValueError(f"{which}: expected a row for each of the features")
+        for row in rows.values():
+            for how in (how for its, how, _ in _ACCURACIES if its == which):
+                _check_groups(row[how])
+            if not isinstance(row["converged"], bool):
+                raise ValueError("converged: expected true or false")
 
 
 def _check_groups(row: Mapping[str, Any]) -> None:
