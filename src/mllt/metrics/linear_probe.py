@@ -11,8 +11,8 @@ scikit-learn it is `LogisticRegression(C=1 / (l2 n), class_weight="balanced")` o
 
 The default of l2 was chosen on held-out training images, never on test ones: three experts of a ResNet-20 after four epochs of
 mutual learning on CIFAR100-LT (imbalance 100, cosine schedule, seed 0). Class-mean accuracy of probes on 10,000 training images
-that the network had not seen (learned from the other 40,000), and on all 39,153 unseen ones (learned from the long-tailed 10,847;
-99 classes, as all images of the largest one were seen):
+that the network had not seen (learned from the other 40,000), and on all 39,153 unseen ones (learned from the long-tailed
+10,847; 99 classes, as all images of the largest one were seen):
 
     l2                           1e-5   1e-4   1e-3   3e-3   1e-2   3e-2
     expert 1, balanced           17.3   17.4   16.1   15.2   13.4   11.7
