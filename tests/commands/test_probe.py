@@ -170,6 +170,7 @@ def test_a_checkpoint_that_is_not_there_and_one_that_diverged_are_told(mllt_comm
     assert "features of expert 1 to be finite" in done.err
 
 
+@pytest.mark.slow
 def test_data_that_lie_elsewhere_are_asked_for_and_cifar_has_its_whole_training_set(mllt_command, tmp_path):
     root = os.environ.get("MLLT_DATA")
     if not root or not Path(root, "cifar-100-python").is_dir():
