@@ -162,3 +162,13 @@ def test_all_customary_subsets_of_cifar100_come_from_one_file_under_50_mib(tmp_p
             every = np.arange(len(theirs))
             assert torch.equal(mine.load(every), theirs.load(every))
             assert mine.labels.tolist() == theirs.labels.tolist()
+
+
+def test_the_balanced_set_is_told_of_the_original_files_alone(folder, packed):
+    whole = cifar10(folder)
+    balanced = whole.balanced_source()
+    assert np.bincount(balanced.labels).tolist() == np.bincount(whole.splits.train._all_labels).tolist()
+    assert len(balanced) > len(whole.splits.train)
+    part = cifar10(packed)
+    part.setup()
+    assert part.balanced_source() is None
