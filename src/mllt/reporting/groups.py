@@ -315,7 +315,7 @@ def settings(run: Run) -> dict[str, str]:
     for name, value in flatten(run.config):
         if name in NO_BEARING or name.split(".")[0] in NO_BEARING:
             continue
-        found[name] = _A_PATH if is_path(value) else str(value)
+        found[name] = _A_PATH if is_path(value) else setting_text(value)
     recipe = (run.results or {}).get("recipe") or run.config.get("recipe")
     if recipe:
         found["recipe"] = str(recipe)
@@ -326,6 +326,15 @@ def settings(run: Run) -> dict[str, str]:
         found["code"] = run.results.get("git_commit") or NOT_RECORDED
         found["epochs"] = " + ".join(map(str, _epochs(run.results)))
     return found
+
+
+def setting_text(value: Any) -> str:
+    """A setting as text, the same for numbers that are the same, however they were typed.
+
+    >>> setting_text(1.0), setting_text(1), setting_text(0.25), setting_text(True), setting_text(None)
+    ('1', '1', '0.25', 'True', 'None')
+    """
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _epochs(results: Mapping[str, Any]) -> list[int]:
