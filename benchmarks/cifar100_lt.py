@@ -11,9 +11,9 @@
 shown). With `--minutes` it ends by itself. What stands behind `--` goes to every run. `--epochs 30` shortens the schedule, and
 the lengths of further stages with it: for machines without a GPU, and not the paper's experiment.
 
-CIFAR-100 lies where MLLT_DATA says; `data.root=FILE` takes a file that `python -m mllt.pack` made. The ablations are judged on
-official training images that the long-tailed subset leaves over, never on the test (the file for them is packed with
-data.imbalance_factor=10, which holds those).
+CIFAR-100 lies where MLLT_DATA says, or in a file that is easily taken along: `data.root=FILE`, packed by
+`python -m mllt.pack experiment=cifar100_lt data.val_images=45 output=FILE`, for `imbalance` with data.imbalance_factor=10. The
+ablations are judged on those 45 official training images per class that the long-tailed subset leaves over, never on the test.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "weight-0.5": ("method.mutual_weight=0.5",),
     "weight-2": ("method.mutual_weight=2",),
     "weight-negative": ("method.mutual_weight=-0.2",),  # RIDE's sign: experts are driven apart
+    "weight-from-0": ("method.mutual_warmup_epochs=67",),  # grows over the first third: experts learn, then from each other
     "temperature-2": ("method.temperature=2",),
     "temperature-4": ("method.temperature=4",),
     "balanced-probabilities": ("method.mutual_probabilities=balanced",),
@@ -59,7 +60,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "steps-of-0.01": ("schedule.gamma=0.01",),
     "rotation": ("data.rotation=15",),
 }
-#: Validation images per class; what is packed with imbalance factor 10 holds as many for nearly every class.
+#: Validation images per class, of the official training images that the subset leaves over.
 VAL_IMAGES = 45
 PARTS = ("methods", "imbalance", "published", "ablations", "contenders", "strong", "probes")
 #: Whose features are looked at.
@@ -106,7 +107,9 @@ def shortened(name: str, overrides: Sequence[str], epochs: int) -> tuple[str, ..
         "ssd": (f"method.label_epochs={share(5)}",),
         "ride": ("method.routing_epochs=0",),
     }
-    return (*overrides, f"trainer.max_epochs={epochs}", f"schedule.warmup_epochs={share(5)}", *further.get(name, ()))
+    growing = "method.mutual_warmup_epochs="
+    own = [f"{growing}{share(int(one.removeprefix(growing)))}" if one.startswith(growing) else one for one in overrides]
+    return (*own, f"trainer.max_epochs={epochs}", f"schedule.warmup_epochs={share(5)}", *further.get(name, ()))
 
 
 def planned(part: str, epochs: int = EPOCHS, variants: Sequence[str] = (), seeds: Sequence[int] = SEEDS) -> list[Planned]:

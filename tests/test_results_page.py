@@ -55,5 +55,5 @@ def test_tables_and_figures_are_filled_in_and_what_is_written_by_hand_stays(trai
 
 
 def test_a_block_of_runs_that_are_not_there_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no .*nowhere"):
+    with pytest.raises(ValueError, match=r"there is no .*nowhere"):
         results_page.filled("<!-- report nowhere -->\n<!-- end -->", tmp_path)
