@@ -121,21 +121,7 @@ def planned(part: str, epochs: int = EPOCHS, variants: Sequence[str] = (), seeds
         variants: for "contenders", names of `VARIANTS`; for other parts, only runs of these names; (): all.
         seeds: of each; "ablations" have the first of them, "contenders" the others.
     """
-    rows: dict[str, tuple[str, ...]] = {}
-    validated = (f"data.val_images={VAL_IMAGES}", f"trainer.check_val_every_n_epoch={epochs}")
-    if part == "methods":
-        rows = {name: shortened(name, more, epochs) for name, more in METHODS.items()}
-    elif part == "imbalance":
-        short = shortened("mutual", METHODS["mutual"], epochs)
-        rows = {f"factor-{factor}": (*short, f"data.imbalance_factor={factor}") for factor in (50, 10)}
-    elif part == "published":
-        rows = {name: (f"method={name}", "recipe=published", *shortened(name, (), epochs)) for name in PUBLISHED}
-    elif part in ("ablations", "contenders"):
-        known = {name: shortened("mutual", ("method=mutual", *more, *validated), epochs) for name, more in VARIANTS.items()}
-        rows = known if part == "ablations" else {name: known[name] for name in variants if name in known}
-    elif part == "strong":
-        base = ("experiment=cifar100_lt_strong", "method=mutual")
-        rows = {"mutual": base if epochs == EPOCHS else shortened("mutual", base, 2 * epochs)}
+    rows = _rows(part, epochs, variants)
     if variants:
         unknown = [name for name in variants if name not in rows]
         if unknown:
@@ -145,6 +131,23 @@ def planned(part: str, epochs: int = EPOCHS, variants: Sequence[str] = (), seeds
     experiment = () if part == "strong" else ("experiment=cifar100_lt",)
     seeds = {"ablations": seeds[:1], "contenders": seeds[1:]}.get(part, seeds)
     return [Planned(part, name, seed, (*experiment, *more, f"seed={seed}")) for seed in seeds for name, more in rows.items()]
+
+
+def _rows(part: str, epochs: int, variants: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The overrides of each run of a part by its name, beside experiment and seed."""
+    if part == "methods":
+        return {name: shortened(name, more, epochs) for name, more in METHODS.items()}
+    if part == "imbalance":
+        short = shortened("mutual", METHODS["mutual"], epochs)
+        return {f"factor-{factor}": (*short, f"data.imbalance_factor={factor}") for factor in (50, 10)}
+    if part == "published":
+        return {name: (f"method={name}", "recipe=published", *shortened(name, (), epochs)) for name in PUBLISHED}
+    if part == "strong":
+        base = ("experiment=cifar100_lt_strong", "method=mutual")
+        return {"mutual": base if epochs == EPOCHS else shortened("mutual", base, 2 * epochs)}
+    watched = (f"data.val_images={VAL_IMAGES}", f"trainer.check_val_every_n_epoch={epochs}")
+    known = {name: shortened("mutual", ("method=mutual", *more, *watched), epochs) for name, more in VARIANTS.items()}
+    return known if part == "ablations" else {name: known[name] for name in variants if name in known}
 
 
 def training(run: Planned, root: Path, more: Iterable[str]) -> Task:

@@ -9,8 +9,8 @@ class, n_c the images of class c, and w_i = 1 / (C n_{y_i}), so that sum_i w_i =
 which is strictly convex in W: what is found does not depend on where one begins. The biases are not penalised. In the terms of
 scikit-learn it is `LogisticRegression(C=1 / (l2 n), class_weight="balanced")` on n standardised images.
 
-The default of l2 was chosen on held-out training images of CIFAR100-LT, never on test ones, with the features of a small network
-(a ResNet-20 after four epochs): larger values were worse, smaller ones no better.
+The default of l2 was chosen on held-out training images of CIFAR100-LT, never on test ones, with the features of a ResNet-20
+after four epochs: larger values were worse, a smaller one no better.
 
 Linear probes of frozen features are due to Alain and Bengio, "Understanding intermediate layers using linear classifier
 probes" (2016).
