@@ -118,7 +118,7 @@ def import_class(setting: str, target: Any, base: type) -> type:
 
 
 def load_method(config: DictConfig) -> LongTailedModule:
-    """The checkpoint that a command was given, compensated to the prior that it was told, where it takes one."""
+    """The checkpoint that a command was given, with the test prior and temperature that it was told, where it takes them."""
     if config.method_class is not None:
         import_class("method_class", config.method_class, LongTailedModule)
     module = load_checkpoint(config.checkpoint)
@@ -128,6 +128,8 @@ def load_method(config: DictConfig) -> LongTailedModule:
         hp = module.hparams
         factor = hp["test_prior_factor"] if factor is None else factor
         module.set_test_prior(hp["test_prior"] if prior is None else prior, factor)
+    if given.get("temperature") is not None:
+        module.set_temperature(given["temperature"])
     return module
 
 

@@ -181,6 +181,7 @@ _PARTS: dict[str, tuple[bool, str, Test]] = {
         lambda value: value is None or value in TEST_PRIORS if not isinstance(value, list) else _list_of(_number)(value),
     ),
     "hyper_parameters.test_prior_factor": (False, "a number", _number),
+    "hyper_parameters.calibration_temperature": (False, "a number above 0", lambda value: _number(value) and value > 0),
     **{f"hyper_parameters.{name}": (False, "no file", lambda value: not _is_file(value)) for name in GIVEN_BY_PATH},
     "hyper_parameters.network_options": (False, "options by name", _or_none(_table)),
     "pytorch-lightning_version": (False, "a version from 2 on", _lightning),

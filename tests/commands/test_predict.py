@@ -157,3 +157,13 @@ def test_mistakes_are_one_line(mllt_command, trained, arguments, said):
     assert done.status == 2
     assert said in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+def test_a_temperature_makes_probabilities_less_certain_and_changes_no_class(mllt_command, trained, pictures, tmp_path):
+    rows = []
+    for number, more in enumerate([[], ["temperature=3"]]):
+        output = tmp_path / f"{number}.csv"
+        mllt_command("predict", checkpoint(trained), f"input={pictures / '00.png'}", f"output={output}", *more)
+        rows += read_rows(output).values()
+    assert [rows[0][f"class_{k}"] for k in range(1, 6)] == [rows[1][f"class_{k}"] for k in range(1, 6)]
+    assert float(rows[1]["probability_1"]) < float(rows[0]["probability_1"])

@@ -357,6 +357,47 @@ def test_probabilities_are_the_compensated_mean_of_the_experts_logits(small, pro
     assert_close(probabilities.sum(dim=-1), torch.ones(150))
 
 
+@pytest.mark.parametrize("ensemble", ["logits", "probabilities"])
+def test_opinions_are_those_of_each_expert_and_of_all_before_and_after_compensation(small, problem, ensemble):
+    module = MutualLTModule(**small, ensemble=ensemble)
+    logits = module.eval()(problem[0]).detach()
+    module.train()
+    told = module.opinions(problem[0])
+    assert_close(told.raw_experts, logits.softmax(dim=-1))
+    assert_close(told.experts, compensate(logits, module.class_counts).softmax(dim=-1))
+    assert torch.equal(told.ensemble, module.probabilities(problem[0]))
+    raw = logits.mean(dim=0).softmax(dim=-1) if ensemble == "logits" else told.raw_experts.mean(dim=0)
+    assert_close(told.raw_ensemble, raw)
+    assert told.disagreement.shape == (150,)
+    assert module.training
+    assert not told.ensemble.requires_grad
+
+
+def test_a_temperature_softens_probabilities_changes_no_rank_and_travels_with_the_checkpoint(
+    small, problem, loader, make_trainer, tmp_path
+):
+    module, trainer = MutualLTModule(**small), make_trainer(1)
+    trainer.fit(module, loader)
+    before = module.probabilities(problem[0])
+    module.set_temperature(2.0)
+    after = module.probabilities(problem[0])
+    assert_close(after, before.sqrt() / before.sqrt().sum(dim=-1, keepdim=True))
+    assert_close(module.opinions(problem[0]).experts.log().diff(), compensate(module.eval()(problem[0]), COUNTS).diff() / 2)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = load_checkpoint(tmp_path / "last.ckpt")
+    assert torch.equal(again.probabilities(problem[0]), after)
+    fresh = MutualLTModule(**small)  # to go on, it need not be the same
+    make_trainer(2).fit(fresh, loader, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, math.nan, "warm"])
+def test_a_temperature_is_a_number_above_0(small, temperature):
+    with pytest.raises(ArgumentError, match="temperature"):
+        MutualLTModule(**small, calibration_temperature=temperature)
+    with pytest.raises(ArgumentError, match="temperature"):
+        MutualLTModule(**small).set_temperature(temperature)
+
+
 def test_an_ensemble_of_probabilities_averages_the_experts_compensated_ones(small, problem, loader, make_trainer, tmp_path):
     module = MutualLTModule(**small, ensemble="probabilities", lr=0.01)
     trainer = make_trainer(2)

@@ -19,7 +19,7 @@ from mllt.checkpoint_parts import check_continuable, check_parts, no_larger_than
 from mllt.data.base import LongTailedDataModule
 from mllt.data.images import eval_pipeline
 from mllt.data.sources import Batch, PairedBatch
-from mllt.errors import ArgumentError, CheckpointError, MlltError, check_bool, check_choice, did_you_mean
+from mllt.errors import ArgumentError, CheckpointError, MlltError, check_bool, check_choice, check_number, did_you_mean
 from mllt.longtail import TEST_PRIORS, check_class_counts, compensation_offset, resolve_test_prior, shot_groups
 from mllt.methods.batches import as_batch, as_images
 from mllt.methods.evaluation import KINDS, Evaluation
@@ -33,6 +33,7 @@ from mllt.methods.identity import (
     has_own_method,
     subclass_name,
 )
+from mllt.methods.opinions import Opinions
 from mllt.methods.stages import Stage
 from mllt.metrics import ENSEMBLES, ImageMean, ensemble_logits
 from mllt.metrics.shot_accuracy import check_labels
@@ -82,6 +83,8 @@ class LongTailedModule(L.LightningModule):
         test_prior: class prior of the data to predict: "uniform", "train", "forward", "backward", a file's path, or C
             numbers; see `mllt.longtail.resolve_test_prior`.
         test_prior_factor: imbalance factor of "forward" and "backward".
+        calibration_temperature: what compensated logits are divided by before they become probabilities, above 0: over 1
+            makes them less certain. Found on validation images (`python -m mllt.evaluate`); no class changes its rank by it.
         many_above, few_below, shot_edges_inclusive: the shot-group rule, see `mllt.longtail.shot_groups`.
         ensemble: how the ensemble averages its experts: "logits" (the mean of the logits, then compensated) or
             "probabilities" (the mean of the experts' compensated probabilities).
@@ -138,6 +141,7 @@ class LongTailedModule(L.LightningModule):
         ema_decay: float | None = None,
         test_prior: str | Sequence[float] | None = "uniform",
         test_prior_factor: float = 100.0,
+        calibration_temperature: float = 1.0,
         many_above: int = 100,
         few_below: int = 20,
         shot_edges_inclusive: bool = False,
@@ -176,6 +180,7 @@ class LongTailedModule(L.LightningModule):
             ema_decay=ema_decay,
             test_prior=_portable_prior(test_prior, counts, test_prior_factor),
             test_prior_factor=test_prior_factor,
+            calibration_temperature=check_number("calibration_temperature", calibration_temperature, above=0),
             many_above=many_above,
             few_below=few_below,
             shot_edges_inclusive=shot_edges_inclusive,
@@ -364,19 +369,44 @@ class LongTailedModule(L.LightningModule):
         """Logits `(..., C)` compensated from the prior that they fit to the test prior (`set_test_prior`)."""
         return logits + self.compensation  # of float32, so half-precision logits become that
 
-    @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """The ensemble's compensated class probabilities `(B, C)` of images `(B, 3, H, W)`.
 
         The network is evaluated in eval mode and without gradients, whatever mode it is in; that is left as it was.
         """
+        return self._quietly(lambda images: self._softmax(self.together(images)), images)
+
+    def opinions(self, images: Tensor) -> Opinions:
+        """What each expert and the ensemble say of images `(B, 3, H, W)`, before and after compensation; see `Opinions`.
+
+        One pass over the images, evaluated as by `probabilities`.
+        """
+        return self._quietly(self._opinions, images)
+
+    def _opinions(self, images: Tensor) -> Opinions:
+        logits, weights = self.judge(images)
+        logits = logits.float()
+        together = self.combine(logits, weights)
+        raw = ensemble_logits(logits, self.hparams["ensemble"], weights)
+        return Opinions(*map(self._softmax, (self.compensated(logits), together, logits, raw)))
+
+    def _softmax(self, logits: Tensor) -> Tensor:
+        return (logits / self.hparams["calibration_temperature"]).softmax(dim=-1)
+
+    @torch.no_grad()
+    def _quietly(self, ask: Callable[[Tensor], Any], images: Tensor) -> Any:
+        """Ask in eval mode, and leave all modules in the mode they are in."""
         training = [module for module in self.modules() if module.training]
+        self.eval()
         try:
-            together = self.eval().together(as_images(images, self.dtype))  # type: ignore[arg-type]
+            return ask(as_images(images, self.dtype))  # type: ignore[arg-type]
         finally:
             for module in training:  # not by train(), which would switch parts on that were off
                 module.training = True
-        return together.softmax(dim=-1)
+
+    def set_temperature(self, temperature: float) -> None:
+        """Divide compensated logits by this number, above 0, before they become probabilities, from now on."""
+        self.hparams["calibration_temperature"] = check_number("temperature", temperature, above=0)
 
     def set_test_prior(self, prior: str | Sequence[float] | Tensor | None, factor: float = 100.0) -> None:
         """Compensate to this class prior from now on; see `mllt.longtail.resolve_test_prior`."""

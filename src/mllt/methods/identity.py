@@ -15,7 +15,17 @@ from mllt.errors import ArgumentError, CheckpointError, name_some
 #: What a module must share with a checkpoint to take its weights.
 NETWORK_SETTINGS = ("class_counts", "network", "num_experts", "shared", "width", "head", "scale", "network_options")
 #: What does not bear on training. Every other setting must stay when a run goes on: the optimizer keeps the old ones.
-EVALUATION_SETTINGS = ("test_prior", "test_prior_factor", "many_above", "few_below", "shot_edges_inclusive", "ensemble")
+EVALUATION_SETTINGS = (
+    *(
+        "test_prior",
+        "test_prior_factor",
+        "calibration_temperature",
+        "many_above",
+        "few_below",
+        "shot_edges_inclusive",
+        "ensemble",
+    ),
+)
 
 
 def has_own_method(cls: type) -> bool:

@@ -5,6 +5,7 @@ order or number of processes, to the last digit.
 """
 
 from mllt.metrics.calibration import ExpectedCalibrationError, calibration_error
+from mllt.metrics.disagreement import expert_disagreement
 from mllt.metrics.ensemble import ENSEMBLES, ensemble_logits
 from mllt.metrics.image_mean import ImageMean
 from mllt.metrics.shot_accuracy import ShotAccuracy, shot_accuracy
@@ -16,5 +17,6 @@ __all__ = [
     "ShotAccuracy",
     "calibration_error",
     "ensemble_logits",
+    "expert_disagreement",
     "shot_accuracy",
 ]

@@ -54,6 +54,7 @@ NO_BEARING = {
     *("data.num_workers", "data.on_device", "data.eval_batch_size", "data.storage", "data.shard_cache", "data.shard_cache_gb"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.profiler"),
     *("trainer.check_val_every_n_epoch", "trainer.limit_val_batches", "trainer.max_nonfinite", "data.max_broken"),
+    "evaluation.calibration_temperature",  # no class changes its rank by it, and the table does without
     *("evaluation.test_prior", "evaluation.test_prior_factor"),  # told by the experiment
     *("data.train_list", "data.test_list", "data.val_list"),  # told by the images
 }
